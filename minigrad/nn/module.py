@@ -16,7 +16,7 @@ import numpy as np
 from minigrad import _dtypes
 from minigrad._tensor import Tensor
 from minigrad.autograd import RemovableHandle, no_grad
-from minigrad.nn.parameter import Parameter as Parameter
+from minigrad.nn.parameter import Parameter
 
 
 class IncompatibleKeys(NamedTuple):
