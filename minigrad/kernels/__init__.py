@@ -1,0 +1,1 @@
+"""Compiled kernels: the only code that touches raw arrays. One folder per device, the same functions in each."""

@@ -1,0 +1,10 @@
+"""The CPU's kernels under one roof: what `minigrad.device.kernels("cpu")` hands to an op."""
+
+from minigrad.kernels.cpu.array import *
+from minigrad.kernels.cpu.elementwise import *
+from minigrad.kernels.cpu.index import *
+from minigrad.kernels.cpu.matmul import *
+from minigrad.kernels.cpu.random import *
+from minigrad.kernels.cpu.reduce import *
+from minigrad.kernels.cpu.shape import *
+from minigrad.kernels.cpu.softmax import *

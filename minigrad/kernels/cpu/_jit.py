@@ -1,0 +1,170 @@
+"""The one decorator that compiles CPU kernels: lazily, serial or parallel, cached on disk.
+
+Numba's own disk cache is not used. It misses kernels that close over another jitted function (a lifted formula), and
+it does not see an edit in a callee of another file, so that it would serve a stale kernel. The cache here names a
+compiled kernel by everything that went into it: its own name and formula, the text of *all* kernel sources, the
+versions of Python and Numba, the processor, and the argument types. Edit any kernel and none of the old ones is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# GNU OpenMP spins after each parallel region and then starves OpenBLAS of the core that it needs next.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import numba
+from numba.core.caching import _Cache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+#: Freedom to reorder sums (so that they vectorize) that still lets NaN and infinity through: never 'nnan', 'ninf'.
+REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+def cache_directory() -> Path:
+    """Where compiled kernels live: `$MINIGRAD_CACHE_DIR`, else the user's cache folder, else a temporary one."""
+    if chosen := os.environ.get("MINIGRAD_CACHE_DIR"):
+        return Path(chosen)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad"
+    with contextlib.suppress(OSError):
+        home.mkdir(parents=True, exist_ok=True)
+        if os.access(home, os.W_OK):
+            return home
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    return Path(tempfile.gettempdir()) / f"minigrad-{user}"
+
+
+@functools.cache
+def _sources() -> str:
+    """A hash of the text of every kernel module: what a compiled kernel may depend on."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _DiskCache(_Cache):  # type: ignore[misc]
+    """What a Numba dispatcher asks of a cache, over one file per kernel and signature."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    cache_path = property(lambda self: str(cache_directory()))
+
+    def _file(self, signature: Any, codegen: Any) -> Path:
+        made_of = (self._name, _sources(), numba.__version__, platform.python_version(), codegen.magic_tuple(), signature)
+        return cache_directory() / f"{self._name}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.kernel"
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        try:
+            payload = pickle.loads(self._file(signature, target_context.codegen()).read_bytes())
+            return CompileResult._rebuild(target_context, *payload)
+        except Exception:  # absent, unreadable or damaged: each is cured by compiling again
+            return None
+
+    def save_overload(self, signature: Any, compiled: Any) -> None:
+        if compiled.library.has_dynamic_globals:
+            return
+        path = self._file(signature, compiled.codegen)
+        scratch = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            scratch.write_bytes(dumps(compiled._reduce()))
+            os.replace(scratch, path)  # so that a reader sees a whole file or none
+        except OSError:  # a full or read-only disk costs a compilation next time, nothing else
+            with contextlib.suppress(OSError):
+                scratch.unlink()
+
+    def enable(self) -> None: ...
+    def disable(self) -> None: ...
+    def flush(self) -> None: ...
+
+
+# A parallel region started in a forked child dies inside GNU OpenMP, so children use the serial variants.
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+# The workqueue layer, Numba's last resort, aborts the process on concurrent callers: they take turns.
+_one_at_a_time = threading.Lock()
+
+
+class Kernel:
+    """A compiled function with two variants of one text. The size of its first argument chooses.
+
+    Both variants must give the same bits: reductions add up blocks whose borders depend on shapes alone.
+    """
+
+    def __init__(self, fn: Callable[..., Any], name: str, parallel_from: int | None, options: dict[str, Any]):
+        functools.update_wrapper(self, fn)
+        self.parallel_from = parallel_from
+        self.serial = self._variant(fn, name, parallel=False, options=options)
+        self.parallel = self.serial if parallel_from is None else self._variant(fn, name, parallel=True, options=options)
+
+    @staticmethod
+    def _variant(fn: Callable[..., Any], name: str, parallel: bool, options: dict[str, Any]) -> Any:
+        dispatcher = numba.njit(fn, parallel=parallel, **_OPTIONS, **options)
+        dispatcher._cache = _DiskCache(f"{name}-{'parallel' if parallel else 'serial'}")
+        return dispatcher
+
+    def __call__(self, *args: Any) -> Any:
+        if self.parallel_from is None or args[0].size < self.parallel_from or _forked or numba.get_num_threads() == 1:
+            return self.serial(*args)
+        if _threading_layer() == "workqueue":
+            with _one_at_a_time:
+                return self.parallel(*args)
+        return self.parallel(*args)
+
+
+@functools.cache
+def _threading_layer() -> str:
+    """The layer that Numba will use; asking starts it, and this is asked when it is about to be used."""
+    from numba.np.ufunc.parallel import _launch_threads
+
+    _launch_threads()
+    return str(numba.threading_layer())
+
+
+def jit(
+    parallel_from: int | None = None, *, reassociate: bool = False, formula: Callable[..., Any] | None = None
+) -> Callable[[Callable[..., Any]], Kernel]:
+    """Compile a kernel at its first call with each combination of argument types.
+
+    `parallel_from`: size of the first argument from which the parallel variant is faster (measured); None: serial only.
+    `reassociate`: let float sums be reordered so that they vectorize. `formula`: the function of `scalar.py` that the
+    kernel closes over; it becomes part of the kernel's name.
+    """
+
+    def decorate(fn: Callable[..., Any]) -> Kernel:
+        name = f"{fn.__module__.rpartition('.')[2]}.{fn.__qualname__}".replace("<locals>.", "")
+        if formula is not None:
+            name += f".{formula.__name__}"
+        return Kernel(fn, name, parallel_from, {"fastmath": REASSOCIATE} if reassociate else {})
+
+    return decorate
+
+
+def helper(fn: Callable[..., Any], *, reassociate: bool = False) -> Any:
+    """A jitted function for kernels to call; compiled as a part of them."""
+    return numba.njit(fn, **_OPTIONS, **({"fastmath": REASSOCIATE} if reassociate else {}))

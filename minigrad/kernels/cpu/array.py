@@ -1,0 +1,62 @@
+"""What a raw array is on the CPU: a NumPy array. Allocation, copies, and questions about memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def from_host(data: Array) -> Array:
+    """A fresh array with the values of a NumPy array."""
+    return np.array(data, order="C")
+
+
+def to_host(x: Array) -> Array:
+    """The values as a NumPy array; on this device the array itself."""
+    return x
+
+
+def full(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
+    return np.full(shape, value, dtype)
+
+
+def empty(shape: tuple[int, ...], dtype: Any) -> Array:
+    return np.empty(shape, dtype)
+
+
+def arange(start: float, stop: float, step: float, dtype: Any) -> Array:
+    return np.arange(start, stop, step, dtype)
+
+
+def eye(n: int, m: int, dtype: Any) -> Array:
+    return np.eye(n, m, dtype=dtype)
+
+
+def copy(x: Array) -> Array:
+    return np.array(x, order="C")
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    with np.errstate(all="ignore"):
+        return x.astype(dtype)
+
+
+def assign(x: Array, index: Any, value: Any) -> None:
+    """x[index] = value, in place."""
+    x[index] = value
+
+
+def is_view(x: Array) -> bool:
+    """Does the array lean on memory that another array owns?"""
+    return x.base is not None
+
+
+def shares_memory(x: Array, y: Array) -> bool:
+    return np.may_share_memory(x, y)
+
+
+def has_nan(x: Array) -> bool:
+    return x.dtype.kind == "f" and bool(np.isnan(x).any())

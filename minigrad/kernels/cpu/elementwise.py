@@ -1,0 +1,86 @@
+"""Elementwise kernels: NumPy's ufuncs where one does the job in a single pass, lifted formulas where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from minigrad.kernels import scalar
+from minigrad.kernels.cpu._jit import helper, jit
+
+from minigrad.kernels.cpu.array import Array
+_PARALLEL_FROM = 1 << 15  # elements
+
+
+def _quiet(ufunc: Callable[..., Any]) -> Callable[..., Array]:
+    """NaN and infinity are values here, not occasions for a warning."""
+
+    def kernel(*operands: Any) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(ufunc(*operands))
+
+    return kernel
+
+
+add, sub, mul, div = map(_quiet, (np.add, np.subtract, np.multiply, np.true_divide))
+neg, abs, sign, square, reciprocal = map(_quiet, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
+exp, log, log1p, expm1, sqrt = map(_quiet, (np.exp, np.log, np.log1p, np.expm1, np.sqrt))
+sin, cos, tanh = map(_quiet, (np.sin, np.cos, np.tanh))
+maximum, minimum, clip = map(_quiet, (np.maximum, np.minimum, np.clip))
+eq, ne, lt, le, gt, ge = map(
+    _quiet, (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
+)
+logical_and, logical_or, logical_not = map(_quiet, (np.logical_and, np.logical_or, np.logical_not))
+isnan, isinf, isfinite = map(_quiet, (np.isnan, np.isinf, np.isfinite))
+where = _quiet(np.where)
+
+
+def pow(x: Any, y: Any) -> Array:
+    if isinstance(y, int | float) and y == 2:
+        return square(x)
+    return _power(x, y)
+
+
+_power = _quiet(np.power)
+
+
+def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
+    """A kernel that applies a formula of `scalar.py` to one or two equally shaped arrays (and parameters)."""
+    f = helper(formula)
+
+    if arrays == 1:
+
+        @jit(_PARALLEL_FROM, formula=formula)
+        def elementwise(out: Array, x: Array, *parameters: float) -> None:
+            for i in prange(out.size):
+                out[i] = f(x[i], *parameters)
+    else:
+
+        @jit(_PARALLEL_FROM, formula=formula)
+        def elementwise(out: Array, x: Array, y: Array, *parameters: float) -> None:
+            for i in prange(out.size):
+                out[i] = f(x[i], y[i], *parameters)
+
+    def kernel(*operands: Any) -> Array:
+        x = operands[0]
+        dtype = np.float32 if x.dtype == np.float16 else x.dtype
+        flat = [np.ascontiguousarray(a, dtype).reshape(-1) for a in operands[:arrays]]
+        out = np.empty(x.shape, dtype)
+        elementwise(out.reshape(-1), *flat, *operands[arrays:])
+        return out if dtype == x.dtype else out.astype(x.dtype)
+
+    return kernel
+
+
+rsqrt = _lift(scalar.rsqrt, 1)
+sigmoid, sigmoid_vjp = _lift(scalar.sigmoid, 1), _lift(scalar.sigmoid_vjp, 2)
+tanh_vjp = _lift(scalar.tanh_vjp, 2)
+softplus, softplus_vjp = _lift(scalar.softplus, 1), _lift(scalar.softplus_vjp, 2)
+relu, relu_vjp = _lift(scalar.relu, 1), _lift(scalar.relu_vjp, 2)
+leaky_relu, leaky_relu_vjp = _lift(scalar.leaky_relu, 1), _lift(scalar.leaky_relu_vjp, 2)
+elu, elu_vjp = _lift(scalar.elu, 1), _lift(scalar.elu_vjp, 2)
+gelu, gelu_vjp = _lift(scalar.gelu, 1), _lift(scalar.gelu_vjp, 2)
+silu, silu_vjp = _lift(scalar.silu, 1), _lift(scalar.silu_vjp, 2)

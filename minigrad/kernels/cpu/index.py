@@ -1,0 +1,77 @@
+"""Gathers and their adjoints, scatters that add. Each output place is summed by one thread in a fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cpu._jit import jit
+
+from minigrad.kernels.cpu.array import Array
+
+
+def getitem(x: Array, index: Any) -> Array:
+    """x[index]; a view for slices and integers."""
+    return np.asarray(x[index])
+
+
+def setitem_zeros(g: Array, shape: tuple[int, ...], index: Any) -> Array:
+    """Zeros of `shape` with g at a basic index: the adjoint of `getitem`."""
+    out = np.zeros(shape, g.dtype)
+    out[index] = g
+    return out
+
+
+@jit()
+def _add_rows(out: Array, places: Array, rows: Array) -> None:
+    """out[places[i]] += rows[i], in the order of i: repeated places are safe, and the sum repeats bit for bit."""
+    for i in range(places.size):
+        place = places[i]
+        for j in range(rows.shape[1]):
+            out[place, j] += rows[i, j]
+
+
+def index_select(x: Array, dim: int, index: Array) -> Array:
+    return np.take(x, index, axis=dim)
+
+
+def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
+    """Zeros of `extent` along `dim`, plus each slice of g at its index: the adjoint of `index_select`."""
+    moved = np.moveaxis(g, dim, 0)
+    rows = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    wide = np.zeros((extent, rows.shape[1]), np.float32 if g.dtype == np.float16 else g.dtype)
+    _add_rows(wide, np.ascontiguousarray(index), rows.astype(wide.dtype, copy=False))
+    out = wide.astype(g.dtype, copy=False).reshape(extent, *moved.shape[1:])
+    return np.ascontiguousarray(np.moveaxis(out, 0, dim))
+
+
+def gather(x: Array, dim: int, index: Array) -> Array:
+    """out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`; the other extents of index may be shorter than x's."""
+    return np.take_along_axis(x[_corner(index.shape, dim)], index, axis=dim)
+
+
+def scatter_add(g: Array, dim: int, index: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of `shape`, plus each entry of g at its index along `dim`: the adjoint of `gather`."""
+    places = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
+    return put_add(g, np.take_along_axis(places[_corner(index.shape, dim)], index, axis=dim), shape)
+
+
+def _corner(extents: tuple[int, ...], dim: int) -> tuple[slice, ...]:
+    return tuple(slice(None) if d == dim else slice(n) for d, n in enumerate(extents))
+
+
+def take(x: Array, places: Array) -> Array:
+    """Entries of x at flat places."""
+    return np.take(x, places)
+
+
+def put_add(g: Array, places: Array, shape: tuple[int, ...]) -> Array:
+    """Zeros of `shape`, plus each entry of g at its flat place: the adjoint of `take`."""
+    size = int(np.prod(shape))
+    return index_add(np.ascontiguousarray(g).reshape(-1), 0, places.reshape(-1), size).reshape(shape)
+
+
+def flat_places(shape: tuple[int, ...], index: Any) -> Array:
+    """Where an index of any kind (slices, integers, arrays, masks) points to, as flat places."""
+    return np.asarray(np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)[index])

@@ -1,0 +1,29 @@
+"""Dense products, by BLAS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cpu.array import Array
+
+
+def matmul(x: Array, y: Array) -> Array:
+    """Batched product of matrices (…, m, k) and (…, k, n); float16 is multiplied in float32 and rounded once."""
+    with np.errstate(all="ignore"):
+        if x.dtype == np.float16:
+            return np.asarray(np.matmul(x.astype(np.float32), y.astype(np.float32)).astype(np.float16))
+        return np.asarray(np.matmul(x, y))
+
+
+def linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """x weightᵀ + bias for x (…, in), weight (out, in), bias (out)."""
+    with np.errstate(all="ignore"):
+        if x.dtype == np.float16:
+            wide = [None if a is None else a.astype(np.float32) for a in (x, weight, bias)]
+            return linear(*wide).astype(np.float16)
+        out = np.matmul(x.reshape(-1, x.shape[-1]), weight.T)
+        if bias is not None:
+            out += bias
+        return out.reshape(*x.shape[:-1], weight.shape[0])

@@ -1,0 +1,146 @@
+"""Pooling and upsampling in any number of dimensions, over one table that says which input pixels each window holds."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from minigrad.kernels.cpu._jit import jit
+
+Extents = tuple[int, ...]
+_PARALLEL_FROM = 2**16  # numbers
+
+
+@functools.lru_cache(maxsize=64)
+def _windows(space: Extents, kernel: Extents, stride: Extents, padding: Extents) -> tuple[Any, Extents]:
+    """(P, taps): the flat index of each input pixel of each window, −1 in the padding; and the output's extents."""
+    output = tuple((s + 2 * p - k) // t + 1 for s, k, t, p in zip(space, kernel, stride, padding, strict=True))
+    windows, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
+    for extent, count, k, t, p in zip(space, output, kernel, stride, padding, strict=True):
+        at = np.arange(count)[:, None] * t - p + np.arange(k)
+        size = len(windows) * count, windows.shape[1] * k
+        windows = (windows[:, None, :, None] * extent + at[None, :, None, :]).reshape(size)
+        inside = (inside[:, None, :, None] & ((at >= 0) & (at < extent))[None, :, None, :]).reshape(size)
+    return np.where(inside, windows, -1), output
+
+
+@jit(_PARALLEL_FROM)
+def _max(x: Any, windows: Any, values: Any, indices: Any) -> None:
+    """The largest value of each window and where it is: the first of equals, a NaN before any number."""
+    for i in prange(len(x)):
+        for p in range(len(windows)):
+            best, at = -np.inf, -1
+            for index in windows[p]:
+                if index >= 0 and (at < 0 or x[i, index] > best or x[i, index] != x[i, index]):
+                    best, at = x[i, index], index
+            values[i, p], indices[i, p] = best, at
+
+
+@jit(_PARALLEL_FROM)
+def _collect(x: Any, windows: Any, divisors: Any, out: Any) -> None:
+    """out[p] = Σ of window p / divisors[p], summed in float64."""
+    for i in prange(len(x)):
+        for p in range(len(windows)):
+            total = 0.0
+            for index in windows[p]:
+                if index >= 0:
+                    total += x[i, index]
+            out[i, p] = total / divisors[p]
+
+
+@jit(_PARALLEL_FROM)
+def _spread(x: Any, windows: Any, divisors: Any, g: Any) -> None:
+    """The adjoint of `_collect`, added to x."""
+    for i in prange(len(x)):
+        for p in range(len(windows)):
+            share = g[i, p] / divisors[p]
+            for index in windows[p]:
+                if index >= 0:
+                    x[i, index] += share
+
+
+@jit(_PARALLEL_FROM)
+def _scatter(x: Any, g: Any, indices: Any) -> None:
+    """x[indices[p]] += g[p] in each plane."""
+    for i in prange(len(x)):
+        for p in range(g.shape[1]):
+            x[i, indices[i, p]] += g[i, p]
+
+
+def max_pool(x: Any, kernel: Extents, stride: Extents, padding: Extents) -> tuple[Any, Any]:
+    """x (N, C, *S) → the largest value of each window and its flat index in the plane, both (N, C, *O)."""
+    windows, output = _windows(x.shape[2:], kernel, stride, padding)
+    planes = _planes(x)
+    values, indices = np.empty((len(planes), len(windows)), planes.dtype), np.empty((len(planes), len(windows)), np.int64)
+    _max(planes, windows, values, indices)
+    shape = x.shape[:2] + output
+    return values.reshape(shape).astype(x.dtype, copy=False), indices.reshape(shape)
+
+
+def pool_gather(x: Any, indices: Any) -> Any:
+    """out[n, c, p] = x[n, c, indices[n, c, p]], with flat indices into each plane."""
+    planes = x.reshape(*x.shape[:2], -1)
+    return np.take_along_axis(planes, indices.reshape(*x.shape[:2], -1), 2).reshape(indices.shape)
+
+
+def pool_scatter(g: Any, indices: Any, input_shape: Extents) -> Any:
+    """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index."""
+    planes = _planes(g)
+    out = np.zeros((len(planes), math.prod(input_shape)), planes.dtype)
+    _scatter(out, planes, np.ascontiguousarray(indices).reshape(planes.shape))
+    return out.reshape(*g.shape[:2], *input_shape).astype(g.dtype, copy=False)
+
+
+def avg_pool(x: Any, kernel: Extents, stride: Extents, padding: Extents, count_include_pad: bool) -> Any:
+    """x (N, C, *S) → the mean of each window (N, C, *O), padding counted as zeros or not at all."""
+    windows, output = _windows(x.shape[2:], kernel, stride, padding)
+    return _pooled(x, windows, _divisors(windows, count_include_pad), output)
+
+
+def avg_pool_grad(
+    g: Any, input_shape: Extents, kernel: Extents, stride: Extents, padding: Extents, count_include_pad: bool
+) -> Any:
+    """The adjoint of `avg_pool`: g (N, C, *O) → (N, C, *input_shape)."""
+    windows, _ = _windows(input_shape, kernel, stride, padding)
+    return _unpooled(g, windows, _divisors(windows, count_include_pad), input_shape)
+
+
+def upsample_nearest(x: Any, scale: Extents) -> Any:
+    """x (N, C, *S) → (N, C, *S·scale): every pixel becomes a block. The blocks are the windows of a pooling."""
+    output = tuple(s * f for s, f in zip(x.shape[2:], scale, strict=True))
+    windows, _ = _windows(output, scale, scale, (0,) * len(scale))
+    return _unpooled(x, windows, np.ones(len(windows)), output)
+
+
+def upsample_nearest_grad(g: Any, scale: Extents) -> Any:
+    """The adjoint of `upsample_nearest`: the sum of each block."""
+    windows, output = _windows(g.shape[2:], scale, scale, (0,) * len(scale))
+    return _pooled(g, windows, np.ones(len(windows)), output)
+
+
+def _planes(x: Any) -> Any:
+    """(N, C, *S) → (N·C, S), in a dtype that can be computed in."""
+    dtype = np.float32 if x.dtype == np.float16 else x.dtype
+    return np.ascontiguousarray(x, dtype).reshape(x.shape[0] * x.shape[1], -1)
+
+
+def _divisors(windows: Any, count_include_pad: bool) -> Any:
+    return (windows >= (-1 if count_include_pad else 0)).sum(1).astype(np.float64)
+
+
+def _pooled(x: Any, windows: Any, divisors: Any, output: Extents) -> Any:
+    planes = _planes(x)
+    out = np.empty((len(planes), len(windows)), planes.dtype)
+    _collect(planes, windows, divisors, out)
+    return out.reshape(*x.shape[:2], *output).astype(x.dtype, copy=False)
+
+
+def _unpooled(g: Any, windows: Any, divisors: Any, space: Extents) -> Any:
+    planes = _planes(g)
+    out = np.zeros((len(planes), math.prod(space)), planes.dtype)
+    _spread(out, windows, divisors, planes)
+    return out.reshape(*g.shape[:2], *space).astype(g.dtype, copy=False)

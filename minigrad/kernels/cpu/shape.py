@@ -1,0 +1,37 @@
+"""Movement of data: views where NumPy has views."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cpu.array import Array
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    return x.reshape(shape)
+
+
+def permute(x: Array, dims: tuple[int, ...]) -> Array:
+    return x.transpose(dims)
+
+
+def expand(x: Array, shape: tuple[int, ...]) -> Array:
+    return np.broadcast_to(x, shape)
+
+
+def flip(x: Array, dims: tuple[int, ...]) -> Array:
+    return np.flip(x, dims)
+
+
+def pad(x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
+    return np.pad(x, widths, constant_values=value)
+
+
+def cat(xs: tuple[Array, ...], dim: int) -> Array:
+    return np.concatenate(xs, dim)
+
+
+def contiguous(x: Array) -> Array:
+    return np.asarray(x, order="C")

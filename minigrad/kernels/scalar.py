@@ -1,0 +1,127 @@
+"""Formulas of one element, written once and lifted by every device.
+
+Each derivative stands under its function: `f_vjp(g, …)` is g · f′, in terms of the input `x` or, where that is
+cheaper, of the output `y`. Literals are written `type(x)(0.5)`: a bare `0.5` would turn float32 into float64.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+Scalar = Any  # a float of the kernel's dtype
+_SQRT_HALF = math.sqrt(0.5)
+_INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
+
+
+def rsqrt(x: Scalar) -> Scalar:
+    return type(x)(1) / math.sqrt(x)
+
+
+def sigmoid(x: Scalar) -> Scalar:
+    """1 / (1 + e⁻ˣ), by e^{-|x|} so that nothing overflows."""
+    e = math.exp(-abs(x))
+    return type(x)(1) / (type(x)(1) + e) if x >= type(x)(0) else e / (type(x)(1) + e)
+
+
+def sigmoid_vjp(g: Scalar, y: Scalar) -> Scalar:
+    return g * y * (type(y)(1) - y)
+
+
+def tanh_vjp(g: Scalar, y: Scalar) -> Scalar:
+    return g * (type(y)(1) - y * y)
+
+
+def softplus(x: Scalar) -> Scalar:
+    """log(1 + eˣ) = max(x, 0) + log1p(e^{-|x|})."""
+    return (x if x > type(x)(0) or x != x else type(x)(0)) + math.log1p(math.exp(-abs(x)))
+
+
+def softplus_vjp(g: Scalar, x: Scalar) -> Scalar:
+    e = math.exp(-abs(x))
+    return g * (type(x)(1) / (type(x)(1) + e) if x >= type(x)(0) else e / (type(x)(1) + e))
+
+
+def relu(x: Scalar) -> Scalar:
+    return x if x > type(x)(0) or x != x else type(x)(0)
+
+
+def relu_vjp(g: Scalar, y: Scalar) -> Scalar:
+    """relu′(0) = 0. The output tells the sign of the input, so that the input need not be kept."""
+    return g if y > type(y)(0) else type(g)(0)
+
+
+def leaky_relu(x: Scalar, slope: float) -> Scalar:
+    return x if x > type(x)(0) else x * type(x)(slope)
+
+
+def leaky_relu_vjp(g: Scalar, x: Scalar, slope: float) -> Scalar:
+    return g if x > type(x)(0) else g * type(g)(slope)
+
+
+def elu(x: Scalar, alpha: float) -> Scalar:
+    return x if x > type(x)(0) else type(x)(alpha) * math.expm1(x)
+
+
+def elu_vjp(g: Scalar, x: Scalar, alpha: float) -> Scalar:
+    return g if x > type(x)(0) else g * type(x)(alpha) * math.exp(x)
+
+
+def gelu(x: Scalar) -> Scalar:
+    """x Φ(x), Φ the normal distribution function, written with erfc so that the left tail keeps its digits."""
+    return x * type(x)(0.5) * math.erfc(-x * type(x)(_SQRT_HALF))
+
+
+def gelu_vjp(g: Scalar, x: Scalar) -> Scalar:
+    cdf = type(x)(0.5) * math.erfc(-x * type(x)(_SQRT_HALF))
+    pdf = type(x)(_INV_SQRT_2PI) * math.exp(-x * x * type(x)(0.5))
+    return g * (cdf + x * pdf)
+
+
+def silu(x: Scalar) -> Scalar:
+    e = math.exp(-abs(x))
+    return x / (type(x)(1) + e) if x >= type(x)(0) else x * e / (type(x)(1) + e)
+
+
+def silu_vjp(g: Scalar, x: Scalar) -> Scalar:
+    e = math.exp(-abs(x))
+    s = type(x)(1) / (type(x)(1) + e) if x >= type(x)(0) else e / (type(x)(1) + e)
+    return g * s * (type(x)(1) + x * (type(x)(1) - s))
+
+
+def philox(seed: Any, counter: Any) -> tuple[Any, Any, Any, Any]:
+    """Four random 32-bit words for one 64-bit counter: Philox 4×32-10 under the 64-bit key `seed`.
+
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. A pure function of its
+    arguments: any element of a stream can be drawn by any thread of any device.
+    """
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    k0, k1 = np.uint64(seed) & low, np.uint64(seed) >> half
+    c0, c1 = np.uint64(counter) & low, np.uint64(counter) >> half
+    c2, c3 = np.uint64(0), np.uint64(0)
+    for _ in range(10):
+        p0 = np.uint64(0xD2511F53) * c0
+        p1 = np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = (p1 >> half) ^ c1 ^ k0, p1 & low, (p0 >> half) ^ c3 ^ k1, p0 & low
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & low, (k1 + np.uint64(0xBB67AE85)) & low
+    return np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+
+
+def uniform32(word: Any) -> Any:
+    """24 random bits as a float32 in [0, 1)."""
+    return np.float32(np.uint32(word) >> np.uint32(8)) * np.float32(2.0**-24)
+
+
+def uniform64(high: Any, low: Any) -> Any:
+    """53 random bits as a float64 in [0, 1)."""
+    return np.float64((np.uint64(high) << np.uint64(21)) ^ (np.uint64(low) >> np.uint64(11))) * 2.0**-53
+
+
+def normal_pair(u: Scalar, w: Scalar) -> tuple[Scalar, Scalar]:
+    """Two independent N(0, 1) from two uniforms in [0, 1), by Box and Muller."""
+    radius = math.sqrt(type(u)(-2) * math.log(type(u)(1) - u))
+    angle = type(u)(2 * math.pi) * w
+    return radius * math.cos(angle), radius * math.sin(angle)

@@ -1,0 +1,144 @@
+"""Selection by position: x[…], gather, index_select, embedding; each with the scatter that is its adjoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad._tensor import Tensor, method
+from minigrad.autograd import primitive
+from minigrad.device import kernels
+from minigrad.ops import _arguments as arguments
+from minigrad.ops.shape import _slice, reshape
+
+
+@primitive()
+def _take(k: Any, x: Any, places: Any) -> Any:
+    return k.take(x, places)
+
+
+@primitive()
+def _put_add(k: Any, x: Any, places: Any, *, shape: tuple[int, ...]) -> Any:
+    return k.put_add(x, places, shape)
+
+
+@primitive()
+def _index_select(k: Any, x: Any, index: Any, *, dim: int) -> Any:
+    return k.index_select(x, dim, index)
+
+
+@primitive()
+def _index_add(k: Any, x: Any, index: Any, *, dim: int, extent: int) -> Any:
+    return k.index_add(x, dim, index, extent)
+
+
+@primitive()
+def _gather(k: Any, x: Any, index: Any, *, dim: int) -> Any:
+    return k.gather(x, dim, index)
+
+
+@primitive()
+def _scatter_add(k: Any, x: Any, index: Any, *, dim: int, shape: tuple[int, ...]) -> Any:
+    return k.scatter_add(x, dim, index, shape)
+
+
+_take.vjp(x=lambda g, places, x_shape: _put_add(g, places, shape=x_shape))
+_put_add.vjp(x=lambda g, places: _take(g, places))
+_index_select.vjp(x=lambda g, index, x_shape, dim: _index_add(g, index, dim=dim, extent=x_shape[dim]))
+_index_add.vjp(x=lambda g, index, dim: _index_select(g, index, dim=dim))
+_gather.vjp(x=lambda g, index, x_shape, dim: _scatter_add(g, index, dim=dim, shape=x_shape))
+_scatter_add.vjp(x=lambda g, index, dim: _gather(g, index, dim=dim))
+
+
+def raw_index(index: Any) -> tuple[Any, bool]:
+    """An index in NumPy's form, and whether it is basic (slices, ints, `...`, None: a view)."""
+    parts = index if isinstance(index, tuple) else (index,)
+    raw = []
+    basic = True
+    for part in parts:
+        if isinstance(part, Tensor) and part.ndim == 0 and part.dtype.kind == "i":
+            raw.append(part.item())
+        elif isinstance(part, Tensor | np.ndarray | list):
+            array = np.asarray(part.detach() if isinstance(part, Tensor) else part)
+            if array.dtype.kind not in "ib" and array.size:
+                raise IndexError(f"indexing: expected an integer or bool tensor as index; got {array.dtype}")
+            raw.append(array if array.size else array.astype(np.int64))
+            basic = False
+        elif part is None or part is Ellipsis or isinstance(part, slice):
+            raw.append(part)
+        elif isinstance(part, int | np.integer) and not isinstance(part, bool):
+            raw.append(int(part))
+        else:
+            raise IndexError(f"indexing: expected ints, slices, None, ..., int or bool tensors; got {part!r}")
+    return tuple(raw), basic
+
+
+@method("__getitem__")
+def getitem(x: Tensor, index: Any) -> Tensor:
+    """x[index]: a view for ints and slices; a copy for integer tensors and bool masks, whose repeats add gradients.
+
+    IndexError for a position out of range or a mask of another shape.
+
+    >>> import minigrad as mg
+    >>> x = mg.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> x[0], x[:, 1], x[x > 1.5]
+    (tensor([1., 2.]), tensor([2., 4.]), tensor([2., 3., 4.]))
+    """
+    raw, basic = raw_index(index)
+    try:
+        if basic:
+            return _slice(x, index=raw)  # type: ignore[no-any-return]
+        places = kernels("cpu").flat_places(x.shape, raw)
+    except IndexError as error:
+        raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
+    return _take(x, Tensor(kernels(x.device).from_host(places), x.device))  # type: ignore[no-any-return]
+
+
+@method()
+def index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """The slices of x at `index` (1-d, int64) along `dim`. IndexError for a position out of [0, extent).
+
+    >>> import minigrad as mg
+    >>> mg.index_select(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), 1, mg.tensor([1, 1]))
+    tensor([[2., 2.],
+            [4., 4.]])
+    """
+    at = arguments.dim("index_select", x, dim)
+    arguments.integers("index_select", index, x.shape[at])
+    if index.ndim != 1:
+        raise ValueError(f"index_select: expected a 1-d index; got shape {index.shape}")
+    return _index_select(x, index, dim=at)  # type: ignore[no-any-return]
+
+
+@method()
+def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """out[…, i, …] = x[…, index[…, i, …], …], where i runs along `dim`; out has the shape of index (int64).
+
+    ValueError if index has another number of dimensions, or is longer than x in a dimension other than `dim`.
+
+    >>> import minigrad as mg
+    >>> mg.gather(mg.tensor([[1.0, 2.0], [3.0, 4.0]]), 1, mg.tensor([[1], [0]]))
+    tensor([[2.],
+            [3.]])
+    """
+    at = arguments.dim("gather", x, dim)
+    if index.ndim != x.ndim or any(n > m for d, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if d != at):
+        raise ValueError(f"gather: an index of shape {index.shape} does not fit x of shape {x.shape} along dim {at}")
+    arguments.integers("gather", index, x.shape[at])
+    return _gather(x, index, dim=at)  # type: ignore[no-any-return]
+
+
+def embedding(index: Tensor, weight: Tensor) -> Tensor:
+    """The rows of `weight` (num, dim) at `index` (any shape, int64): shape (*index.shape, dim).
+
+    >>> import minigrad as mg
+    >>> mg.embedding(mg.tensor([[1, 0]]), mg.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    tensor([[[3., 4.],
+             [1., 2.]]])
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"embedding: expected a weight (num, dim); got shape {weight.shape}")
+    arguments.integers("embedding", index, weight.shape[0])
+    rows = _index_select(weight, reshape(index, -1), dim=0)
+    return reshape(rows, *index.shape, weight.shape[1])

@@ -1,0 +1,79 @@
+"""The in-place surface, complete: copy_, zero_, x[…] = y. None is differentiable; each raises the tensor's version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minigrad._tensor import Number, Tensor, method
+from minigrad.autograd import is_grad_enabled
+from minigrad.device import kernels
+from minigrad.ops.index import raw_index
+
+
+def write(name: str, x: Tensor, index: Any, value: Tensor | Number) -> None:
+    """x[index] = value for a value of x's dtype and device, or a number."""
+    if x.requires_grad and is_grad_enabled():
+        raise RuntimeError(
+            f"{name}: in-place changes are not differentiable, and this tensor (shape {x.shape}) requires grad. "
+            f"Do it under mg.no_grad(), or use an op that returns a new tensor."
+        )
+    if isinstance(value, Tensor):
+        if value.dtype != x.dtype:
+            raise TypeError(f"{name}: expected a value of dtype {x.dtype}; got {value.dtype}. Convert it with to().")
+        if value.device != x.device:
+            raise RuntimeError(f"{name}: expected a value on {x.device}; got {value.device}. Move it with to().")
+    elif not isinstance(value, bool | int | float | np.number):
+        raise TypeError(f"{name}: expected a tensor or a number; got {type(value).__name__}")
+    raw = value.data if isinstance(value, Tensor) else value
+    try:
+        kernels(x.device).assign(x.data, index, raw)
+    except ValueError:
+        raise ValueError(
+            f"{name}: a value of shape {getattr(raw, 'shape', ())} does not broadcast into shape {x.shape}"
+        ) from None
+    x.version[0] += 1
+
+
+@method()
+def copy_(x: Tensor, source: Tensor) -> Tensor:
+    """Overwrite x with `source` (broadcast, same dtype and device); returns x. Not differentiable.
+
+    RuntimeError under grad mode if x requires grad.
+
+    >>> import minigrad as mg
+    >>> mg.zeros(2).copy_(mg.ones(2))
+    tensor([1., 1.])
+    """
+    write("copy_", x, ..., source)
+    return x
+
+
+@method()
+def zero_(x: Tensor) -> Tensor:
+    """Overwrite x with 0; returns x. Not differentiable.
+
+    >>> import minigrad as mg
+    >>> mg.ones(2).zero_()
+    tensor([0., 0.])
+    """
+    write("zero_", x, ..., 0)
+    return x
+
+
+@method("__setitem__")
+def setitem(x: Tensor, index: Any, value: Tensor | Number) -> None:
+    """x[index] = value, in place, for every index that x[index] takes. Not differentiable.
+
+    >>> import minigrad as mg
+    >>> x = mg.zeros(3)
+    >>> x[1:] = 5.0
+    >>> x
+    tensor([0., 5., 5.])
+    """
+    raw, _ = raw_index(index)
+    try:
+        write("x[…] = y", x, raw, value)
+    except IndexError as error:
+        raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None

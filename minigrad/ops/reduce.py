@@ -1,0 +1,335 @@
+"""Reductions: sums and what is made of them, extrema, products, norms, running sums."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from minigrad import _dtypes
+from minigrad._tensor import Tensor, method
+from minigrad.autograd import Op, primitive
+from minigrad.ops import _arguments as arguments
+from minigrad.ops._arguments import Dim
+from minigrad.ops.elementwise import abs as _abs
+from minigrad.ops.elementwise import eq, floating, ne, pow, sqrt, square, to_dtype, where
+from minigrad.ops.index import gather
+from minigrad.ops.shape import _slice, expand, flip, reshape, unsqueeze
+
+
+class Extremum(NamedTuple):
+    """What `max` and `min` along a dimension return."""
+
+    values: Tensor
+    indices: Tensor
+
+
+@primitive()
+def _sum(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.sum(x, dims, keepdim)
+
+
+@primitive()
+def _norm(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.norm(x, dims, keepdim)
+
+
+@primitive()
+def _amax(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.amax(x, dims, keepdim)
+
+
+@primitive()
+def _amin(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.amin(x, dims, keepdim)
+
+
+@primitive()
+def _cumsum(k: Any, x: Any, *, dim: int) -> Any:
+    return k.cumsum(x, dim)
+
+
+_sum.vjp(x=lambda g, x_shape, dims: expand(_restore(g, x_shape, dims), *x_shape))
+_norm.vjp(x=lambda g, x, out, dims: x * _restore(_over_norm(g, out), x.shape, dims))
+_amax.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
+_amin.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
+_cumsum.vjp(x=lambda g, dim: flip(_cumsum(flip(g, dim), dim=dim), dim))
+
+
+def _restore(g: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
+    """With the reduced dimensions back, of extent 1."""
+    return reshape(g, *[1 if d in dims else n for d, n in enumerate(shape)])
+
+
+def _over_norm(g: Tensor, norm: Tensor) -> Tensor:
+    """g / ‖x‖, and 0 where x = 0: the subgradient of smallest norm."""
+    zero = eq(norm, 0)
+    return where(zero, 0.0, g / where(zero, 1.0, norm))
+
+
+def _to_extrema(g: Tensor, x: Tensor, out: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """g to the places where the extremum is attained, in equal shares."""
+    attained = to_dtype(eq(x, _restore(out.detach(), x.shape, dims)), g.dtype)
+    return attained * _restore(g, x.shape, dims) / sum(attained, dims, keepdim=True)
+
+
+@method()
+def sum(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Σ x over `dim` (all dimensions if None). Float32 in blocks with float64 totals: error < 1e-6 · Σ|x|; ints to int64.
+
+    >>> import minigrad as mg
+    >>> mg.sum(mg.ones(2, 3), dim=0)
+    tensor([2., 2., 2.])
+    """
+    along = arguments.dims("sum", x, dim)
+    if along or x.dtype.kind != "f":
+        return _sum(x, dims=along, keepdim=keepdim)  # type: ignore[no-any-return]
+    return reshape(x)
+
+
+@method()
+def mean(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Σ x / n over `dim`. TypeError for integers; NaN for an empty tensor.
+
+    >>> import minigrad as mg
+    >>> mg.mean(mg.tensor([1.0, 3.0]))
+    tensor(2.)
+    """
+    _needs_floats("mean", x)
+    return sum(x, dim, keepdim) / _count(x, arguments.dims("mean", x, dim))
+
+
+@method()
+def var(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Tensor:
+    """Σ (x − mean)² / (n − correction) over `dim`, in two passes.
+
+    >>> import minigrad as mg
+    >>> mg.var(mg.tensor([1.0, 3.0]))
+    tensor(2.)
+    """
+    _needs_floats("var", x)
+    along = arguments.dims("var", x, dim)
+    freedom = _count(x, along) - correction
+    total = sum(square(x - mean(x, along, keepdim=True)), along, keepdim)
+    return total / freedom if freedom > 0 else total * math.nan
+
+
+@method()
+def std(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Tensor:
+    """√var.
+
+    >>> import minigrad as mg
+    >>> mg.std(mg.tensor([1.0, 3.0]))
+    tensor(1.4142)
+    """
+    return sqrt(var(x, dim, correction, keepdim))
+
+
+@method()
+def amax(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """The largest value over `dim`; NaN if there is one. Places that share it share the gradient equally.
+
+    ValueError for an empty tensor.
+
+    >>> import minigrad as mg
+    >>> mg.amax(mg.tensor([[1.0, 5.0], [7.0, 3.0]]), dim=1)
+    tensor([5., 7.])
+    """
+    return _extreme(_amax, x, dim, keepdim)
+
+
+@method()
+def amin(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """The smallest value over `dim`; NaN if there is one. Places that share it share the gradient equally.
+
+    ValueError for an empty tensor.
+
+    >>> import minigrad as mg
+    >>> mg.amin(mg.tensor([[1.0, 5.0], [7.0, 3.0]]), dim=1)
+    tensor([1., 3.])
+    """
+    return _extreme(_amin, x, dim, keepdim)
+
+
+def _extreme(op: Op, x: Tensor, dim: Dim, keepdim: bool) -> Tensor:
+    along = arguments.dims(op.name, x, dim)
+    if not _count(x, along):
+        raise ValueError(f"{op.name}: expected at least one element; got shape {x.shape}")
+    return op(x, dims=along, keepdim=keepdim) if along else reshape(x)  # type: ignore[no-any-return]
+
+
+@method()
+def max(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The largest value, or (values, indices) along `dim`, whose gradient goes to the index returned: the first.
+
+    >>> import minigrad as mg
+    >>> mg.max(mg.tensor([[1.0, 5.0], [7.0, 3.0]]), dim=1).indices
+    tensor([1, 0])
+    """
+    return amax(x) if dim is None else _extreme_at(argmax(x, dim, keepdim=True), x, dim, keepdim)
+
+
+@method()
+def min(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The smallest value, or (values, indices) along `dim`, whose gradient goes to the index returned: the first.
+
+    >>> import minigrad as mg
+    >>> mg.min(mg.tensor([[1.0, 5.0], [7.0, 3.0]]), dim=1).values
+    tensor([1., 3.])
+    """
+    return amin(x) if dim is None else _extreme_at(argmin(x, dim, keepdim=True), x, dim, keepdim)
+
+
+def _extreme_at(indices: Tensor, x: Tensor, dim: int, keepdim: bool) -> Extremum:
+    values = gather(x, dim, indices)
+    return Extremum(values, indices) if keepdim else Extremum(values.squeeze(dim), indices.squeeze(dim))
+
+
+@primitive()
+def _argmax(k: Any, x: Any, *, dim: int, keepdim: bool) -> Any:
+    return k.argmax(x, dim, keepdim)
+
+
+@primitive()
+def _argmin(k: Any, x: Any, *, dim: int, keepdim: bool) -> Any:
+    return k.argmin(x, dim, keepdim)
+
+
+@method()
+def argmax(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Where the largest value stands along `dim` (in the flattened tensor if None): the first such place.
+
+    >>> import minigrad as mg
+    >>> mg.argmax(mg.tensor([1.0, 5.0, 5.0]))
+    tensor(1)
+    """
+    return _place(_argmax, x, dim, keepdim)
+
+
+@method()
+def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Where the smallest value stands along `dim` (in the flattened tensor if None): the first such place.
+
+    >>> import minigrad as mg
+    >>> mg.argmin(mg.tensor([1.0, 5.0, 0.5]))
+    tensor(2)
+    """
+    return _place(_argmin, x, dim, keepdim)
+
+
+def _place(op: Op, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
+    flat = x.detach() if dim is not None and x.ndim else reshape(x.detach(), -1)
+    at = arguments.dim(op.name, flat, 0 if dim is None else dim)
+    if not flat.shape[at]:
+        raise ValueError(f"{op.name}: expected at least one element along dim {at}; got shape {x.shape}")
+    place: Tensor = op(flat, dim=at, keepdim=keepdim and dim is not None)
+    return reshape(place, *[1] * x.ndim) if keepdim and dim is None else place if x.ndim else reshape(place)
+
+
+@method()
+def prod(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Π x over `dim`, as a tree of products: exact derivatives of every order also where factors are 0.
+
+    >>> import minigrad as mg
+    >>> mg.prod(mg.tensor([2.0, 3.0, 4.0]))
+    tensor(24.)
+    """
+    for d in arguments.dims("prod", x, dim):
+        x = _prod_along(x, d)
+    drop = arguments.dims("prod", x, dim)
+    return x if keepdim else reshape(x, *[n for d, n in enumerate(x.shape) if d not in drop])
+
+
+def _prod_along(x: Tensor, dim: int) -> Tensor:
+    """The product along one dimension, which stays with extent 1: halves are multiplied until one slice is left."""
+
+    def part(start: int, stop: int) -> Tensor:
+        return _slice(x, index=(slice(None),) * dim + (slice(start, stop),))  # type: ignore[no-any-return]
+
+    if not x.shape[dim]:
+        return sum(x, dim, keepdim=True) + 1
+    odd: Tensor | None = None
+    while (n := x.shape[dim]) > 1:
+        if n % 2:
+            odd = part(n - 1, n) if odd is None else odd * part(n - 1, n)
+        x = part(0, n // 2) * part(n // 2, n // 2 * 2)
+    return x if odd is None else x * odd
+
+
+@method()
+def norm(x: Tensor, p: float = 2.0, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """(Σ|x|ᵖ)^{1/p} over `dim`; p = inf is max|x|. The Euclidean norm neither overflows nor vanishes; ‖·‖′(0) = 0.
+
+    ValueError unless p > 0.
+
+    >>> import minigrad as mg
+    >>> mg.norm(mg.tensor([3.0, 4.0]))
+    tensor(5.)
+    """
+    _needs_floats("norm", x)
+    along = arguments.dims("norm", x, dim)
+    if not p > 0:
+        raise ValueError(f"norm: expected p > 0; got {p}")
+    if not along or p == 1:
+        return sum(_abs(x), along, keepdim)
+    if p == 2:
+        return _norm(x, dims=along, keepdim=keepdim)  # type: ignore[no-any-return]
+    size = amax(_abs(x), along, keepdim=True)
+    if p == math.inf:
+        return size if keepdim else amax(_abs(x), along)
+    zero = eq(size, 0)
+    total = sum(pow(_abs(x), p), along, keepdim=True)
+    root = where(zero, 0.0, pow(where(zero, 1.0, total), 1 / p))
+    return root if keepdim else sum(root, along)
+
+
+@method()
+def cumsum(x: Tensor, dim: int) -> Tensor:
+    """Running sums along `dim`, carried in float64.
+
+    >>> import minigrad as mg
+    >>> mg.cumsum(mg.tensor([1.0, 2.0, 3.0]), 0)
+    tensor([1., 3., 6.])
+    """
+    return _cumsum(x, dim=arguments.dim("cumsum", x, dim))  # type: ignore[no-any-return]
+
+
+@primitive()
+def _any(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.any(x, dims, keepdim)
+
+
+@primitive()
+def _all(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.all(x, dims, keepdim)
+
+
+@method()
+def any(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Is one of them true (not 0)?
+
+    >>> import minigrad as mg
+    >>> mg.any(mg.tensor([0.0, 2.0]))
+    tensor(True)
+    """
+    return _any(ne(x, 0), dims=arguments.dims("any", x, dim), keepdim=keepdim)  # type: ignore[no-any-return]
+
+
+@method()
+def all(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """Are all of them true (not 0)?
+
+    >>> import minigrad as mg
+    >>> mg.all(mg.tensor([0.0, 2.0]))
+    tensor(False)
+    """
+    return _all(ne(x, 0), dims=arguments.dims("all", x, dim), keepdim=keepdim)  # type: ignore[no-any-return]
+
+
+def _count(x: Tensor, dims: tuple[int, ...]) -> int:
+    return math.prod(x.shape[d] for d in dims)
+
+
+def _needs_floats(name: str, x: Tensor) -> None:
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name}: expected a floating dtype; got {x.dtype}. Convert with to(mg.float32).")
