@@ -1,7 +1,7 @@
 """Tensor: an array on a device, and its place in a graph.
 
 It knows its data and nothing of mathematics: the layers above attach their functions as methods (`@method`), so that
-an op is stated in one place and imports only go down.
+an op is stated in one place and imports only go down. `_methods.pyi` lists them for type checkers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from minigrad import _dtypes
 from minigrad import device as _device
 
 if TYPE_CHECKING:
+    from minigrad._methods import Methods
     from minigrad.autograd import Node
+else:
+    Methods = object
 
 F = TypeVar("F", bound=Callable[..., Any])
 Number = bool | int | float
 
 
-class Tensor:
+class Tensor(Methods):
     """An array with a dtype, a device, and, if it requires grad, a node in the graph of the computation.
 
     Made by `mg.tensor` and its relatives. A leaf (made by a user) collects ∂loss/∂leaf in `grad` when `backward` runs.
@@ -55,7 +58,7 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.data.shape  # type: ignore[no-any-return]
+        return self.data.shape
 
     @property
     def ndim(self) -> int:
@@ -63,7 +66,7 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.data.dtype  # type: ignore[no-any-return]
+        return self.data.dtype
 
     @property
     def is_leaf(self) -> bool:
@@ -111,7 +114,7 @@ class Tensor:
         """
         if self._requires_grad:
             raise RuntimeError("numpy(): the tensor requires grad, which NumPy would not see. Use x.detach().numpy().")
-        return _device.kernels(self.device).to_host(self.data)  # type: ignore[no-any-return]
+        return _device.kernels(self.device).to_host(self.data)
 
     def item(self) -> Any:
         """The value of a tensor of one element as a Python number."""
@@ -176,12 +179,9 @@ class Tensor:
     def __reduce__(self) -> Any:
         """Pickling and `copy.deepcopy`: leaves only, as a graph belongs to the process that made it."""
         if self.node is not None:
-            raise RuntimeError(f"copying the output of {self.node.op.name} would cut its graph. Use detach() or clone().")
+            raise RuntimeError(f"copying the output of {self.node.op.name} would cut its graph. Use detach() first.")
         host = np.array(_device.kernels(self.device).to_host(self.data))
         return _rebuild, (type(self), host, self.device, self._requires_grad, self.grad)
-
-    if TYPE_CHECKING:  # attached by the layers above; tests/test_layering.py holds this list against the real one
-        from minigrad.autograd import backward, register_hook, retain_grad
 
 
 def _rebuild(cls: type[Tensor], host: Any, device: str, requires_grad: bool, grad: Tensor | None) -> Tensor:

@@ -291,7 +291,9 @@ class Node:
         self.edges = []
 
 
-def _collect(roots: Iterable[Node | Tensor], targets: set[int] | None) -> tuple[list[Node], list[Tensor], set[int] | None]:
+def _collect(
+    roots: Iterable[Node | Tensor], targets: set[int] | None
+) -> tuple[list[Node], list[Tensor], set[int] | None]:
     """Everything reachable: nodes from the newest to the oldest, leaves, and the ids on a path to a target."""
     nodes: list[Node] = []
     leaves: list[Tensor] = []
@@ -348,11 +350,11 @@ def _walk(
                     tensor.grad = g
                 if wanted is not None and id(node) in wanted:
                     captured[id(node)] = g
-                own_array = kernels(g.device).is_view
+                k = kernels(g.device)
                 for edge, gradient in node.gradients(g, needed):
-                    if anomaly and kernels(g.device).has_nan(gradient.data):
-                        raise RuntimeError(f"detect_anomaly: the backward rule of op {node.op.name!r} made the first NaN")
-                    give(edge, gradient, gradient.data is not g.data and not own_array(gradient.data))
+                    if anomaly and k.has_nan(gradient.data):
+                        raise RuntimeError(f"detect_anomaly: the vjp of op {node.op.name!r} made the first NaN")
+                    give(edge, gradient, gradient.data is not g.data and not k.is_view(gradient.data))
             if not retain:
                 node.free()
         for leaf in leaves:
@@ -408,7 +410,7 @@ def _seed(output: Tensor, gradient: Tensor | None, who: str) -> Tensor:
     if gradient.shape != output.shape:
         raise ValueError(f"{who}: expected a gradient of shape {output.shape}; got {gradient.shape}")
     if gradient.dtype != output.dtype:
-        raise TypeError(f"{who}: expected a gradient of dtype {output.dtype}; got {gradient.dtype}. Convert it with to().")
+        raise TypeError(f"{who}: expected a gradient of dtype {output.dtype}; got {gradient.dtype}. Convert with to().")
     if gradient.device != output.device:
         raise RuntimeError(f"{who}: expected a gradient on {output.device}; got {gradient.device}. Move it with to().")
     return gradient
@@ -491,8 +493,8 @@ def hvp(
     >>> mg.hvp(lambda x: (x ** 3).sum(), x, mg.tensor([1.0, 1.0]))
     tensor([ 6., 12.])
     """
-    single = isinstance(inputs, Tensor)
-    xs = [x if x.requires_grad else x.detach().requires_grad_() for x in ([inputs] if single else inputs)]  # type: ignore[list-item]
+    given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    xs = [x if x.requires_grad else x.detach().requires_grad_() for x in given]
     vs = [v] if isinstance(v, Tensor) else list(v)
     with enable_grad():
         first = grad(fn(*xs), xs, create_graph=True, allow_unused=True)
@@ -501,7 +503,7 @@ def hvp(
         if used:
             second = grad([g for g, _ in used], xs, [d for _, d in used], allow_unused=True)
     products = tuple(_zeros(x) if h is None else h for x, h in zip(xs, second, strict=True))
-    return products[0] if single else products
+    return products[0] if isinstance(inputs, Tensor) else products
 
 
 class RemovableHandle:

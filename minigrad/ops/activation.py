@@ -60,7 +60,7 @@ _silu = _activation("silu", _silu_curvature)
 
 
 def _apply(op: Op, x: Tensor, *parameters: float) -> Tensor:
-    return op(floating(*operands(op.name, x)), parameters=parameters)  # type: ignore[no-any-return]
+    return op(floating(*operands(op.name, x)), parameters=parameters)
 
 
 @method()

@@ -82,7 +82,8 @@ def full(
     """
     wanted = _dtypes.check(_dtypes.of_number(fill_value) if dtype is None else dtype, "full")
     where = devices.check(device, "full")
-    return Tensor(devices.kernels(where).full(arguments.shape("full", [shape]), fill_value, wanted), where, requires_grad)
+    sizes = arguments.shape("full", [shape])
+    return Tensor(devices.kernels(where).full(sizes, fill_value, wanted), where, requires_grad)
 
 
 def zeros(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -211,7 +212,7 @@ def _like(name: str) -> Any:
     make = globals()[name]
 
     def function(x: Tensor, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
-        return make(  # type: ignore[no-any-return]
+        return make(
             x.shape,
             dtype=x.dtype if dtype is None else dtype,
             device=x.device if device is None else device,

@@ -32,7 +32,7 @@ _cast.vjp(x=lambda g, source: to_dtype(g, source))
 
 def to_dtype(x: Tensor, dtype: Any) -> Tensor:
     """The tensor in another dtype; itself if it has that already. The gradient is cast back."""
-    return x if x.dtype == dtype else _cast(x, dtype=dtype, source=x.dtype)  # type: ignore[no-any-return]
+    return x if x.dtype == dtype else _cast(x, dtype=dtype, source=x.dtype)
 
 
 def operands(name: str, *xs: Any, dtype: Any = None) -> list[Any]:
@@ -42,7 +42,7 @@ def operands(name: str, *xs: Any, dtype: Any = None) -> list[Any]:
             if isinstance(x, np.bool_ | np.number):
                 return operands(name, *[y.item() if isinstance(y, np.generic) else y for y in xs], dtype=dtype)
             raise TypeError(
-                f"{name}: expected tensors and Python numbers; got {type(x).__name__}. Make it a tensor with mg.tensor()."
+                f"{name}: expected tensors and numbers; got {type(x).__name__}. Make it a tensor with mg.tensor()."
             )
     meet = _dtypes.result_type(*xs) if dtype is None else dtype
     tensors = [x for x in xs if isinstance(x, Tensor)]
@@ -131,7 +131,7 @@ def add(x: Operand, y: Operand) -> Tensor:
     >>> mg.add(mg.tensor([1.0, 2.0]), 1)
     tensor([2., 3.])
     """
-    return _add(*operands("add", x, y))  # type: ignore[no-any-return]
+    return _add(*operands("add", x, y))
 
 
 @method()
@@ -142,7 +142,7 @@ def sub(x: Operand, y: Operand) -> Tensor:
     >>> mg.sub(3, mg.tensor([1.0, 2.0]))
     tensor([2., 1.])
     """
-    return _sub(*operands("sub", x, y))  # type: ignore[no-any-return]
+    return _sub(*operands("sub", x, y))
 
 
 @method()
@@ -154,7 +154,7 @@ def mul(x: Operand, y: Operand) -> Tensor:
     tensor([[ 1., 10.],
             [ 2., 20.]])
     """
-    return _mul(*operands("mul", x, y))  # type: ignore[no-any-return]
+    return _mul(*operands("mul", x, y))
 
 
 @method()
@@ -166,7 +166,7 @@ def div(x: Operand, y: Operand) -> Tensor:
     tensor([0.5, 1. ])
     """
     meet = _dtypes.result_type(x, y)
-    return _div(*operands("div", x, y, dtype=meet if meet.kind == "f" else _dtypes.float32))  # type: ignore[no-any-return]
+    return _div(*operands("div", x, y, dtype=meet if meet.kind == "f" else _dtypes.float32))
 
 
 @method()
@@ -184,7 +184,7 @@ def pow(x: Operand, y: Operand) -> Tensor:
         smallest = y if not isinstance(y, Tensor) else y.data.min(initial=0) if y.dtype.kind == "i" else 0
         if smallest < 0:
             raise ValueError(f"pow: an integer cannot be raised to {smallest}. Convert the base with to(mg.float32).")
-    return _pow(*ready)  # type: ignore[no-any-return]
+    return _pow(*ready)
 
 
 for _op, _symbol in ((add, "add"), (sub, "sub"), (mul, "mul"), (div, "truediv"), (pow, "pow")):
@@ -206,9 +206,9 @@ def unary(
         @functools.wraps(forward)
         def function(x: Tensor) -> Tensor:
             (x,) = operands(op.name, x)
-            return op(x if keeps_integers else floating(x))  # type: ignore[no-any-return]
+            return op(x if keeps_integers else floating(x))
 
-        del function.__wrapped__  # type: ignore[attr-defined]  # its signature is not the forward's
+        del function.__wrapped__  # its signature is not the forward's
         return method(op.name, *symbols)(function)
 
     return decorate
@@ -396,7 +396,6 @@ def _inside(x: Tensor, low: Any, high: Any) -> Tensor:
     return ge(x, -math.inf if low is None else low) & le(x, math.inf if high is None else high)
 
 
-@method()
 def where(condition: Tensor, x: Operand, y: Operand) -> Tensor:
     """x where `condition` holds, else y; all three broadcast. TypeError unless `condition` is a bool tensor.
 
@@ -406,13 +405,19 @@ def where(condition: Tensor, x: Operand, y: Operand) -> Tensor:
     tensor([0., 2.])
     """
     if not isinstance(condition, Tensor) or condition.dtype != _dtypes.bool_:
-        raise TypeError(f"where: expected a bool tensor as condition; got {getattr(condition, 'dtype', type(condition))}")
+        found = getattr(condition, "dtype", type(condition).__name__)
+        raise TypeError(f"where: expected a bool tensor as condition; got {found}. Compare first, e.g. x > 0.")
     meet = _dtypes.result_type(x, y)
     ready = [to_dtype(a, meet) if isinstance(a, Tensor) else a for a in (x, y)]
-    if not any(isinstance(a, Tensor) for a in ready):
-        ready = [full_like(condition, a, dtype=meet) for a in ready]
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        ready = [full_like(condition, x, dtype=meet), full_like(condition, y, dtype=meet)]
     operands("where", condition, *(a for a in ready if isinstance(a, Tensor)))
     return to_dtype(_where(condition, *ready), meet)
+
+
+@method("where")
+def _where_of(x: Tensor, condition: Tensor, y: Operand) -> Tensor:
+    return where(condition, x, y)
 
 
 @method()
@@ -423,7 +428,7 @@ def maximum(x: Operand, y: Operand) -> Tensor:
     >>> mg.maximum(mg.tensor([1.0, 5.0]), 3)
     tensor([3., 5.])
     """
-    return _maximum(*operands("maximum", x, y))  # type: ignore[no-any-return]
+    return _maximum(*operands("maximum", x, y))
 
 
 @method()
@@ -434,7 +439,7 @@ def minimum(x: Operand, y: Operand) -> Tensor:
     >>> mg.minimum(mg.tensor([1.0, 5.0]), 3)
     tensor([1., 3.])
     """
-    return _minimum(*operands("minimum", x, y))  # type: ignore[no-any-return]
+    return _minimum(*operands("minimum", x, y))
 
 
 @method("clip", "clamp")
@@ -449,7 +454,7 @@ def clip(x: Tensor, min: Number | None = None, max: Number | None = None) -> Ten
     """
     if min is None and max is None:
         raise ValueError("clip: expected min, max or both; got neither")
-    return _clip(x, low=min, high=max)  # type: ignore[no-any-return]
+    return _clip(x, low=min, high=max)
 
 
 # Questions: bool results, no gradient --------------------------------------------------------------------------------
@@ -461,9 +466,9 @@ def _question(symbol: str) -> Callable[[Callable[..., Any]], Callable[[Operand, 
 
         @functools.wraps(forward)
         def function(x: Operand, y: Operand) -> Tensor:
-            return op(*operands(op.name, x, y))  # type: ignore[no-any-return]
+            return op(*operands(op.name, x, y))
 
-        del function.__wrapped__  # type: ignore[attr-defined]
+        del function.__wrapped__
         return method(op.name, symbol)(function)
 
     return decorate
@@ -563,9 +568,9 @@ def _test(*names: str) -> Callable[[Callable[..., Any]], Callable[[Tensor], Tens
 
         @functools.wraps(forward)
         def function(x: Tensor) -> Tensor:
-            return op(*operands(op.name, x))  # type: ignore[no-any-return]
+            return op(*operands(op.name, x))
 
-        del function.__wrapped__  # type: ignore[attr-defined]
+        del function.__wrapped__
         return method(op.name, *names)(function)
 
     return decorate

@@ -88,11 +88,11 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     raw, basic = raw_index(index)
     try:
         if basic:
-            return _slice(x, index=raw)  # type: ignore[no-any-return]
+            return _slice(x, index=raw)
         places = kernels("cpu").flat_places(x.shape, raw)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
-    return _take(x, Tensor(kernels(x.device).from_host(places), x.device))  # type: ignore[no-any-return]
+    return _take(x, Tensor(kernels(x.device).from_host(places), x.device))
 
 
 @method()
@@ -108,7 +108,7 @@ def index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
     arguments.integers("index_select", index, x.shape[at])
     if index.ndim != 1:
         raise ValueError(f"index_select: expected a 1-d index; got shape {index.shape}")
-    return _index_select(x, index, dim=at)  # type: ignore[no-any-return]
+    return _index_select(x, index, dim=at)
 
 
 @method()
@@ -126,7 +126,7 @@ def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
     if index.ndim != x.ndim or any(n > m for d, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if d != at):
         raise ValueError(f"gather: an index of shape {index.shape} does not fit x of shape {x.shape} along dim {at}")
     arguments.integers("gather", index, x.shape[at])
-    return _gather(x, index, dim=at)  # type: ignore[no-any-return]
+    return _gather(x, index, dim=at)
 
 
 def embedding(index: Tensor, weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import string
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ def _linear(k: Any, x: Any, weight: Any, bias: Any) -> Any:
 
 _matmul.vjp(x=lambda g, y: _matmul(g, y.mT), y=lambda g, x: _matmul(x.mT, g))
 _linear.vjp(
-    x=lambda g, weight: matmul(g, weight),
-    weight=lambda g, x: matmul(_flat(g).T, _flat(x)),
+    x=lambda g, weight: g @ weight,
+    weight=lambda g, x: _flat(g).T @ _flat(x),
     bias=lambda g: sum(_flat(g), 0),
 )
 
@@ -81,7 +82,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"linear: expected x (…, in), weight (out, in), bias (out); got {x.shape}, {weight.shape}, "
             f"{None if bias is None else bias.shape}"
         )
-    return _linear(x, weight, bias)  # type: ignore[no-any-return]
+    return _linear(x, weight, bias)
 
 
 @method()
@@ -131,7 +132,8 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
             if extents.setdefault(letter, n) != n:
                 raise ValueError(f"einsum {equation!r}: {letter!r} is both {extents[letter]} and {n} long")
     legal = len(terms) == len(operands) and all(
-        term.isalpha() and len(set(term)) == len(term) == x.ndim for term, x in zip(terms, operands, strict=True) if term
+        set(term) <= set(string.ascii_letters) and len(set(term)) == len(term) == x.ndim
+        for term, x in zip(terms, operands, strict=True)
     )
     if not legal or len(set(result)) < len(result) or set(result) - set(left):
         raise ValueError(f"einsum: {equation!r} does not fit shapes {[x.shape for x in operands]}")

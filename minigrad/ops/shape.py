@@ -66,7 +66,7 @@ def _contiguous(k: Any, x: Any) -> Any:
 
 _reshape.vjp(x=lambda g, x_shape: _reshape(g, shape=x_shape))
 _permute.vjp(x=lambda g, dims: _permute(g, dims=tuple(dims.index(d) for d in range(len(dims)))))
-_expand.vjp(x=lambda g, x_shape: sum_to_size(g, x_shape))
+_expand.vjp(x=lambda g, x_shape: g.sum_to_size(x_shape))
 _flip.vjp(x=lambda g, dims: _flip(g, dims=dims))
 _slice.vjp(x=lambda g, x_shape, index: _embed(g, shape=x_shape, index=index))  # the two are each other's adjoint
 _embed.vjp(x=lambda g, index: _slice(g, index=index))
@@ -102,7 +102,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
         new = tuple(x.numel() // known if n == -1 else n for n in new)
     if -1 in new or math.prod(new) != x.numel():
         raise ValueError(f"reshape: expected a shape of {x.numel()} elements, as {x.shape} has; got {new}")
-    return _reshape(x, shape=new)  # type: ignore[no-any-return]
+    return _reshape(x, shape=new)
 
 
 @method()
@@ -134,7 +134,7 @@ def permute(x: Tensor, *dims: Any) -> Tensor:
     order = tuple(arguments.dim("permute", x, d) for d in arguments.shape("permute", dims))
     if sorted(order) != list(range(x.ndim)):
         raise IndexError(f"permute: expected each of the {x.ndim} dims of shape {x.shape} once; got {dims}")
-    return _permute(x, dims=order)  # type: ignore[no-any-return]
+    return _permute(x, dims=order)
 
 
 @method()
@@ -148,12 +148,12 @@ def transpose(x: Tensor, dim0: int, dim1: int) -> Tensor:
     order = list(range(x.ndim))
     a, b = arguments.dim("transpose", x, dim0), arguments.dim("transpose", x, dim1)
     order[a], order[b] = b, a
-    return _permute(x, dims=tuple(order))  # type: ignore[no-any-return]
+    return _permute(x, dims=tuple(order))
 
 
 def _reversed(x: Tensor) -> Tensor:
     """All dimensions in reverse order: the transpose of a matrix."""
-    return _permute(x, dims=tuple(range(x.ndim))[::-1])  # type: ignore[no-any-return]
+    return _permute(x, dims=tuple(range(x.ndim))[::-1])
 
 
 def _matrix_transpose(x: Tensor) -> Tensor:
@@ -163,8 +163,8 @@ def _matrix_transpose(x: Tensor) -> Tensor:
     return transpose(x, -2, -1)
 
 
-Tensor.T = property(_reversed)
-Tensor.mT = property(_matrix_transpose)
+setattr(Tensor, "T", property(_reversed))  # noqa: B010  (a plain assignment would contradict the declared property)
+setattr(Tensor, "mT", property(_matrix_transpose))  # noqa: B010
 
 
 @method()
@@ -183,7 +183,7 @@ def expand(x: Tensor, *shape: Any) -> Tensor:
     new = tuple(x.shape[i - lead] if n == -1 and i >= lead else n for i, n in enumerate(wanted))
     if lead < 0 or any(n < 0 or (i >= lead and x.shape[i - lead] not in (1, n)) for i, n in enumerate(new)):
         raise ValueError(f"expand: shape {x.shape} does not stretch to {wanted}: only extents of 1 can grow")
-    return x if new == x.shape else _expand(x, shape=new)  # type: ignore[no-any-return]
+    return x if new == x.shape else _expand(x, shape=new)
 
 
 @method()
@@ -237,7 +237,7 @@ def flip(x: Tensor, dims: int | Sequence[int]) -> Tensor:
     >>> mg.arange(3).flip(0)
     tensor([2, 1, 0])
     """
-    return _flip(x, dims=arguments.dims("flip", x, dims))  # type: ignore[no-any-return]
+    return _flip(x, dims=arguments.dims("flip", x, dims))
 
 
 def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
@@ -256,7 +256,7 @@ def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
         raise ValueError(f"pad: widths {tuple(pad)} crop more than shape {x.shape} has")
     crop = tuple(slice(max(0, -b), n - max(0, -a)) for n, (b, a) in zip(x.shape, pairs, strict=True))
     inner = _slice(x, index=crop) if any(w < 0 for w in pad) else x
-    return _pad(inner, widths=tuple((max(0, b), max(0, a)) for b, a in pairs), value=value)  # type: ignore[no-any-return]
+    return _pad(inner, widths=tuple((max(0, b), max(0, a)) for b, a in pairs), value=value)
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -272,9 +272,9 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     at = arguments.dim("cat", first, dim)
     arguments.same_dtype("cat", *tensors)
     for x in tensors:
-        if x.ndim != first.ndim or any(n != m for d, (n, m) in enumerate(zip(x.shape, first.shape, strict=True)) if d != at):
+        if x.shape[:at] + x.shape[at + 1 :] != first.shape[:at] + first.shape[at + 1 :] or x.ndim != first.ndim:
             raise ValueError(f"cat: expected shapes equal but along dim {at}; got {[y.shape for y in tensors]}")
-    return _cat(*tensors, dim=at)  # type: ignore[no-any-return]
+    return _cat(*tensors, dim=at)
 
 
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -333,13 +333,13 @@ def clone(x: Tensor) -> Tensor:
     >>> mg.ones(2).clone()
     tensor([1., 1.])
     """
-    return _clone(x)  # type: ignore[no-any-return]
+    return _clone(x)
 
 
 @method()
 def contiguous(x: Tensor) -> Tensor:
     """The same values with their memory in order; x's own memory if it is in order already."""
-    return _contiguous(x)  # type: ignore[no-any-return]
+    return _contiguous(x)
 
 
 @method()
@@ -359,25 +359,25 @@ def to(x: Tensor, target: Any = None, *, dtype: Any = None, device: Any = None) 
     return x if dtype is None else to_dtype(x, _dtypes.check(dtype, "to"))
 
 
-@method()
-def float(x: Tensor) -> Tensor:
+@method("float")
+def _to_float32(x: Tensor) -> Tensor:
     """In float32."""
-    return to(x, "float32")
+    return to_dtype(x, _dtypes.float32)
 
 
-@method()
-def double(x: Tensor) -> Tensor:
+@method("double")
+def _to_float64(x: Tensor) -> Tensor:
     """In float64."""
-    return to(x, "float64")
+    return to_dtype(x, _dtypes.float64)
 
 
-@method()
-def half(x: Tensor) -> Tensor:
+@method("half")
+def _to_float16(x: Tensor) -> Tensor:
     """In float16."""
-    return to(x, "float16")
+    return to_dtype(x, _dtypes.float16)
 
 
-@method()
-def long(x: Tensor) -> Tensor:
+@method("long")
+def _to_int64(x: Tensor) -> Tensor:
     """In int64, towards zero."""
-    return to(x, "int64")
+    return to_dtype(x, _dtypes.int64)

@@ -27,7 +27,7 @@ def _log_softmax(k: Any, x: Any, *, dim: int) -> Any:
     return k.log_softmax(x, dim)
 
 
-_logsumexp.vjp(x=lambda g, x, dim, keepdim: (g if keepdim else unsqueeze(g, dim)) * softmax(x, dim))
+_logsumexp.vjp(x=lambda g, x, dim, keepdim: (g if keepdim else unsqueeze(g, dim)) * _softmax(x, dim=dim))
 _softmax.vjp(x=lambda g, out, dim: out * (g - sum(g * out, dim, keepdim=True)))
 _log_softmax.vjp(x=lambda g, out, dim: g - exp(out) * sum(g, dim, keepdim=True))
 
@@ -48,7 +48,7 @@ def logsumexp(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
     tensor(0.6931)
     """
     x, at = _along("logsumexp", x, dim)
-    return _logsumexp(x, dim=at, keepdim=keepdim)  # type: ignore[no-any-return]
+    return _logsumexp(x, dim=at, keepdim=keepdim)
 
 
 @method()
@@ -60,7 +60,7 @@ def softmax(x: Tensor, dim: int) -> Tensor:
     tensor([0.5, 0.5])
     """
     x, at = _along("softmax", x, dim)
-    return _softmax(x, dim=at)  # type: ignore[no-any-return]
+    return _softmax(x, dim=at)
 
 
 @method()
@@ -72,4 +72,4 @@ def log_softmax(x: Tensor, dim: int) -> Tensor:
     tensor([-1000.,     0.])
     """
     x, at = _along("log_softmax", x, dim)
-    return _log_softmax(x, dim=at)  # type: ignore[no-any-return]
+    return _log_softmax(x, dim=at)

@@ -65,8 +65,9 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     cache_path = property(lambda self: str(cache_directory()))
 
     def _file(self, signature: Any, codegen: Any) -> Path:
-        made_of = (self._name, _sources(), numba.__version__, platform.python_version(), codegen.magic_tuple(), signature)
-        return cache_directory() / f"{self._name}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]}.kernel"
+        versions = numba.__version__, platform.python_version()
+        made_of = repr((self._name, _sources(), versions, codegen.magic_tuple(), signature))
+        return cache_directory() / f"{self._name}-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.kernel"
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         target_context.refresh()
@@ -120,7 +121,7 @@ class Kernel:
         functools.update_wrapper(self, fn)
         self.parallel_from = parallel_from
         self.serial = self._variant(fn, name, parallel=False, options=options)
-        self.parallel = self.serial if parallel_from is None else self._variant(fn, name, parallel=True, options=options)
+        self.parallel = None if parallel_from is None else self._variant(fn, name, parallel=True, options=options)
 
     @staticmethod
     def _variant(fn: Callable[..., Any], name: str, parallel: bool, options: dict[str, Any]) -> Any:
@@ -129,7 +130,7 @@ class Kernel:
         return dispatcher
 
     def __call__(self, *args: Any) -> Any:
-        if self.parallel_from is None or args[0].size < self.parallel_from or _forked or numba.get_num_threads() == 1:
+        if self.parallel is None or args[0].size < self.parallel_from or _forked or numba.get_num_threads() == 1:
             return self.serial(*args)
         if _threading_layer() == "workqueue":
             with _one_at_a_time:

@@ -27,8 +27,8 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.empty(shape, dtype)
 
 
-def arange(start: float, stop: float, step: float, dtype: Any) -> Array:
-    return np.arange(start, stop, step, dtype)
+def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
+    return np.arange(start, stop, step, dtype)  # type: ignore[call-overload]  # NumPy's stubs do not know Any here
 
 
 def eye(n: int, m: int, dtype: Any) -> Array:

@@ -10,12 +10,12 @@ from numba import prange
 
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu._jit import helper, jit
-
 from minigrad.kernels.cpu.array import Array
+
 _PARALLEL_FROM = 1 << 15  # elements
 
 
-def _quiet(ufunc: Callable[..., Any]) -> Callable[..., Array]:
+def _quiet(ufunc: Any) -> Callable[..., Array]:
     """NaN and infinity are values here, not occasions for a warning."""
 
     def kernel(*operands: Any) -> Array:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cpu._jit import jit
-
 from minigrad.kernels.cpu.array import Array
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from minigrad.kernels.cpu.array import Array
@@ -21,8 +19,8 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """x weightᵀ + bias for x (…, in), weight (out, in), bias (out)."""
     with np.errstate(all="ignore"):
         if x.dtype == np.float16:
-            wide = [None if a is None else a.astype(np.float32) for a in (x, weight, bias)]
-            return linear(*wide).astype(np.float16)
+            wide = None if bias is None else bias.astype(np.float32)
+            return linear(x.astype(np.float32), weight.astype(np.float32), wide).astype(np.float16)
         out = np.matmul(x.reshape(-1, x.shape[-1]), weight.T)
         if bias is not None:
             out += bias

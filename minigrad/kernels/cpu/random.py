@@ -9,8 +9,8 @@ from numba import prange
 
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu._jit import helper, jit
-
 from minigrad.kernels.cpu.array import Array
+
 _PARALLEL_FROM = 1 << 14
 _philox, _uniform32, _uniform64 = helper(scalar.philox), helper(scalar.uniform32), helper(scalar.uniform64)
 _normal_pair = helper(scalar.normal_pair)

@@ -12,8 +12,8 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import jit
-
 from minigrad.kernels.cpu.array import Array
+
 Dims = tuple[int, ...]
 _PARALLEL_FROM = 1 << 16
 _BLOCK = 256

@@ -9,8 +9,8 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import Kernel, helper, jit
-
 from minigrad.kernels.cpu.array import Array
+
 _PARALLEL_FROM = 1 << 13
 
 
