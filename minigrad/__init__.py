@@ -12,7 +12,7 @@ from minigrad._dtypes import float16, float32, float64, int64, result_type
 from minigrad._random import Generator, manual_seed
 from minigrad._tensor import Tensor
 from minigrad.autograd import detect_anomaly, enable_grad, grad, hvp, is_grad_enabled, no_grad
-from minigrad.device import cuda
+from minigrad.device import cuda, set_num_threads
 from minigrad.ops.activation import elu, gelu, leaky_relu, relu, sigmoid, silu, softplus, tanh
 from minigrad.ops.creation import (
     arange,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 from typing import Any
 
@@ -27,6 +28,28 @@ def kernels(device: str) -> ModuleType:
     raise RuntimeError(
         "device 'cuda': this version of minigrad has no CUDA kernels. Use device='cpu', or upgrade minigrad."
     )
+
+
+def set_num_threads(n: int) -> None:
+    """Let compiled kernels and BLAS use up to n CPU threads.
+
+    ValueError unless 1 ≤ n ≤ the number of cores. RuntimeError if threadpoolctl, which tells BLAS, is not installed.
+
+    >>> import minigrad as mg, os
+    >>> mg.set_num_threads(os.cpu_count())
+    """
+    most = os.cpu_count() or 1
+    if not 1 <= n <= most:
+        raise ValueError(f"set_num_threads: expected a number in [1, {most}]; got {n}")
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        raise RuntimeError(
+            "set_num_threads: the threads of BLAS are set through threadpoolctl, which is not installed: "
+            "pip install threadpoolctl. (Or set OPENBLAS_NUM_THREADS and NUMBA_NUM_THREADS before Python starts.)"
+        ) from None
+    threadpool_limits(n, user_api="blas")
+    _cpu.set_num_threads(n)
 
 
 class cuda:

@@ -95,6 +95,15 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     def flush(self) -> None: ...
 
 
+_threads: int | None = None  # None: as many as Numba takes
+
+
+def set_num_threads(n: int) -> None:
+    """How many threads a parallel variant may use, in every thread that calls one."""
+    global _threads
+    _threads = n
+
+
 # A parallel region started in a forked child dies inside GNU OpenMP, so children use the serial variants.
 _forked = False
 
@@ -130,8 +139,10 @@ class Kernel:
         return dispatcher
 
     def __call__(self, *args: Any) -> Any:
-        if self.parallel is None or args[0].size < self.parallel_from or _forked or numba.get_num_threads() == 1:
+        if self.parallel is None or args[0].size < self.parallel_from or _forked or _threads == 1:
             return self.serial(*args)
+        if _threads is not None:
+            numba.set_num_threads(_threads)  # Numba keeps this number per thread
         if _threading_layer() == "workqueue":
             with _one_at_a_time:
                 return self.parallel(*args)

@@ -17,6 +17,7 @@ from minigrad.kernels.cpu.array import Array
 Dims = tuple[int, ...]
 _PARALLEL_FROM = 1 << 16
 _BLOCK = 256
+_PIECE = 16 * _BLOCK
 
 
 @jit(_PARALLEL_FROM, reassociate=True)
@@ -65,7 +66,7 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
         _sum_columns(cube, out)
     else:
         rows = _rows(work, dims)
-        if rows.shape[0] == 1:  # one long row: two levels of the same sum, so that both cores have work
+        if rows.shape[0] == 1 and rows.shape[1] > _PIECE:  # two levels of the same sum, so that all cores have work
             rows, tail = _split(rows)
             parts = np.empty(rows.shape[0])
             _sum_rows(rows, parts)
@@ -79,10 +80,9 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
 
 
 def _split(row: Array) -> tuple[Array, Array]:
-    """A long row as equal pieces of 16 blocks, and the rest."""
-    length = 16 * _BLOCK
-    whole = row.shape[1] // length * length
-    return row[0, :whole].reshape(-1, length), row[0, whole:]
+    """A long row as equal pieces, and the rest."""
+    whole = row.shape[1] // _PIECE * _PIECE
+    return row[0, :whole].reshape(-1, _PIECE), row[0, whole:]
 
 
 def amax(x: Array, dims: Dims, keepdim: bool) -> Array:
