@@ -123,8 +123,8 @@ class Module:
         if not name.startswith("__") and "_modules" in own and name in self._parametrized():
             running = _calls.values.get(id(self))
             return self._parametrized()[name].read() if running is None else running[name]
-        there = ", ".join(self._names()) if "_modules" in own else "nothing: super().__init__() was not called"
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; in its tree there is {there or 'nothing'}")
+        there = ", ".join(self._names()) or "nothing" if "_modules" in own else "nothing before super().__init__()"
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; in its tree there is {there}")
 
     def __delattr__(self, name: str) -> None:
         if not self._forget(name):
@@ -287,9 +287,8 @@ class Module:
         for tensor in [*self.parameters(), *self.buffers()]:
             tensors |= {id(t): t for t in (tensor, tensor.grad) if t is not None}
         for tensor in tensors.values():
-            moved = Tensor(tensor.data, tensor.device).to(
-                device=device or tensor.device, dtype=dtype if dtype is not None and tensor.dtype.kind == "f" else tensor.dtype
-            )
+            kind = dtype if tensor.dtype.kind == "f" else None
+            moved = Tensor(tensor.data, tensor.device).to(dtype=kind, device=device)
             if moved.data is not tensor.data:
                 tensor.data, tensor.device = moved.data, moved.device
                 tensor.version[0] += 1
@@ -304,15 +303,15 @@ class Module:
         >>> list(mg.nn.Sequential(mg.nn.Linear(2, 3), mg.nn.ReLU(), mg.nn.Linear(3, 1, bias=False)).state_dict())
         ['0.weight', '0.bias', '2.weight']
         """
-        return {path: tensor.detach() for path, tensor in self._state(prefix)}
+        return {path: tensor.detach() for path, tensor in self._saved(prefix)}
 
-    def _state(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    def _saved(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         prefix = f"{prefix}." if prefix and not prefix.endswith(".") else prefix
         for name, tensor in [*self._parameters.items(), *self._buffers.items()]:
             if tensor is not None and name not in self._not_persistent:
                 yield prefix + name, tensor
         for name, module in self._modules.items():
-            yield from module._state(f"{prefix}{name}.")
+            yield from module._saved(f"{prefix}{name}.")
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> IncompatibleKeys:
         """Copy the values of a state dict into the module's tensors, in place; all of them or, on an error, none.
@@ -323,7 +322,7 @@ class Module:
         state = dict(state_dict)
         for path, module in self.named_modules(remove_duplicate=False):
             module._adapt_state(state, f"{path}." if path else "")
-        own = dict(self._state())
+        own = dict(self._saved())
         skipped = IncompatibleKeys([key for key in own if key not in state], [key for key in state if key not in own])
         wrong = [f"{key}: missing" for key in skipped.missing_keys if strict]
         wrong += [f"{key}: unexpected" for key in skipped.unexpected_keys if strict]

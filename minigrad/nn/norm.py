@@ -1,0 +1,153 @@
+"""Batch normalization: the function and its layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+from minigrad import _dtypes
+from minigrad._tensor import Tensor
+from minigrad.autograd import no_grad
+from minigrad.nn.module import Module
+from minigrad.nn.parameter import Parameter
+from minigrad.ops import _arguments as arguments
+from minigrad.ops.creation import ones, tensor, zeros
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x − μ) / √(var + ε) · weight + bias, channel by channel, for x of shape (N, C, …).
+
+    In training μ and var are those of the batch, over all dimensions but the channel's: the mean first and then the
+    mean of (x − μ)², so that a large μ costs no digits. The running statistics, if given, move towards them in place,
+    r ← (1 − momentum) r + momentum · new, var with the unbiased estimate n/(n − 1). Else μ and var are the running
+    ones. Differentiable to any order. Ioffe, Szegedy, arXiv 1502.03167.
+
+    ValueError: fewer than two dimensions, one value per channel in training, no statistics outside of it.
+
+    >>> import minigrad as mg
+    >>> x = mg.tensor([[1.0], [3.0]])
+    >>> mg.nn.functional.batch_norm(x, None, None, training=True, eps=0.0)
+    tensor([[-1.],
+            [ 1.]])
+    """
+    if x.ndim < 2:
+        raise ValueError(f"batch_norm: expected x (N, C, …); got shape {x.shape}")
+    arguments.same_dtype("batch_norm", x, *(t for t in (weight, bias) if t is not None))
+    if x.dtype == _dtypes.float16:  # storage only: compute in float32, round once
+        whole = [None if t is None else t.to(_dtypes.float32) for t in (x, weight, bias)]
+        wide, weight, bias = whole
+        assert wide is not None
+        return batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(_dtypes.float16)
+
+    def column(t: Tensor) -> Tensor:
+        return t.reshape(-1, *[1] * (x.ndim - 2))
+
+    if training:
+        dims = (0, *range(2, x.ndim))
+        n = math.prod(x.shape[d] for d in dims)
+        if n < 2:
+            raise ValueError(f"batch_norm: expected more than one value per channel in training; got shape {x.shape}")
+        mean = x.mean(dims)
+        centered = x - column(mean)
+        var = (centered * centered).mean(dims)
+        with no_grad():
+            _move(running_mean, mean, momentum)
+            _move(running_var, var * (n / (n - 1)), momentum)
+    else:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm: expected running_mean and running_var outside of training")
+        centered, var = x - column(running_mean.to(x.dtype)), running_var.to(x.dtype)
+    scale = (var + eps).rsqrt()
+    y = centered * column(scale if weight is None else scale * weight)
+    return y if bias is None else y + column(bias)
+
+
+def _move(running: Tensor | None, new: Tensor, momentum: float) -> None:
+    if running is not None:
+        running.copy_(((1 - momentum) * running + momentum * new).to(running.dtype))
+
+
+class _BatchNorm(Module):
+    ranks: ClassVar[dict[int, str]]
+    weight: Parameter | None
+    bias: Parameter | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        dtype: Any = None,
+        device: str = "cpu",
+    ):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        where: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.register_parameter("weight", Parameter(ones(num_features, **where)) if affine else None)
+        self.register_parameter("bias", Parameter(zeros(num_features, **where)) if affine else None)
+        self.register_buffer("running_mean", zeros(num_features, **where) if track_running_stats else None)
+        self.register_buffer("running_var", ones(num_features, **where) if track_running_stats else None)
+        self.register_buffer("num_batches_tracked", tensor(0, device=device) if track_running_stats else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim not in self.ranks or x.shape[1] != self.num_features:
+            shapes = " or ".join(self.ranks.values()).replace("C", str(self.num_features))
+            raise ValueError(f"{type(self).__name__}: expected a batch of shape {shapes}; got {x.shape}")
+        momentum = self.momentum
+        if self.training and self.num_batches_tracked is not None:
+            count = self.num_batches_tracked + 1
+            if momentum is None:  # the plain average of all batches so far
+                momentum = 1 / count.item()
+        training = self.training or self.running_mean is None
+        y = batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum or 0.0, self.eps
+        )
+        if self.training and self.num_batches_tracked is not None:
+            self.num_batches_tracked.copy_(count)
+        return y
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+class BatchNorm1d(_BatchNorm):
+    """`functional.batch_norm` of (N, C) or (N, C, L), with `weight` and `bias` (C,) unless `affine=False`.
+
+    Buffers `running_mean`, `running_var` (C,) and `num_batches_tracked` unless `track_running_stats=False`; then batch
+    statistics serve in evaluation too. `momentum=None` averages over all batches.
+
+    >>> import minigrad as mg
+    >>> norm = mg.nn.BatchNorm1d(3)
+    >>> norm(mg.randn(8, 3)).shape, norm.num_batches_tracked.item()
+    ((8, 3), 1)
+    """
+
+    ranks: ClassVar = {2: "(N, C)", 3: "(N, C, L)"}
+
+
+class BatchNorm2d(_BatchNorm):
+    """`functional.batch_norm` of (N, C, H, W); the rest as in `BatchNorm1d`."""
+
+    ranks: ClassVar = {4: "(N, C, H, W)"}
