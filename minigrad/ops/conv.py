@@ -1,9 +1,10 @@
-"""Convolution in one, two and three dimensions: three ops, each bilinear and each one's derivatives being the other two.
+"""Convolution in one, two and three dimensions: three bilinear ops, each one's derivatives being the other two.
 
 With y = x ⋆ w, ⟨g, x ⋆ w⟩ = ⟨conv_input_grad(g, w), x⟩ = ⟨conv_weight_grad(g, x), w⟩. A transposed convolution is
 `conv_input_grad` under another name, so that nothing is left to derive, to any order.
 
-The arithmetic of extents: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning", arXiv 1603.07285.
+The arithmetic of extents: V. Dumoulin, F. Visin, "A guide to convolution arithmetic for deep learning" (2016), arXiv
+1603.07285.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from minigrad._tensor import Tensor
 from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
+from minigrad.ops.elementwise import add
 from minigrad.ops.reduce import sum
 from minigrad.ops.shape import pad, reshape, squeeze, unsqueeze
 
@@ -81,7 +83,7 @@ def conv1d(
     >>> mg.conv1d(mg.tensor([[[1.0, 2.0, 4.0]]]), mg.tensor([[[-1.0, 1.0]]]))
     tensor([[[1., 2.]]])
     """
-    return _convolution("conv1d", 1, input, weight, bias, stride, padding, dilation, groups)
+    return _convolution(1, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d(
@@ -93,7 +95,7 @@ def conv2d(
     dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Cross-correlation of images with filters: out[n, k, o] = bias[k] + Σ_{c, t} input[n, c, s·o + d·t − p] · weight[k, c, t].
+    """Images ⋆ filters: out[n, k, o] = bias[k] + Σ_{c, t} input[n, c, s·o + d·t − p] · weight[k, c, t].
 
     `input` (N, C, H, W) or (C, H, W), `weight` (K, C/groups, kh, kw), `bias` (K,) → (N, K, OH, OW) or (K, OH, OW), with
     OH = ⌊(H + 2p − d(kh − 1) − 1)/s⌋ + 1. Stride s, padding p (zeros) and dilation d are ints or one int per
@@ -108,7 +110,7 @@ def conv2d(
     tensor([[[[1., 2.],
               [2., 4.]]]])
     """
-    return _convolution("conv2d", 2, input, weight, bias, stride, padding, dilation, groups)
+    return _convolution(2, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv3d(
@@ -126,7 +128,7 @@ def conv3d(
     >>> mg.conv3d(mg.ones(1, 1, 2, 2, 3), mg.ones(1, 1, 2, 2, 2))
     tensor([[[[[8., 8.]]]]])
     """
-    return _convolution("conv3d", 3, input, weight, bias, stride, padding, dilation, groups)
+    return _convolution(3, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose1d(
@@ -145,7 +147,7 @@ def conv_transpose1d(
     >>> mg.conv_transpose1d(mg.tensor([[[1.0, 2.0]]]), mg.tensor([[[1.0, 1.0]]]), stride=2)
     tensor([[[1., 1., 2., 2.]]])
     """
-    return _transposed("conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose2d(
@@ -171,7 +173,7 @@ def conv_transpose2d(
     tensor([[[[1., 1., 2., 2.],
               [1., 1., 2., 2.]]]])
     """
-    return _transposed("conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_transpose3d(
@@ -184,13 +186,13 @@ def conv_transpose3d(
     groups: int = 1,
     dilation: IntOrTuple = 1,
 ) -> Tensor:
-    """`conv_transpose2d` with three spatial dimensions: (N, C, D, H, W), (C, K/groups, kd, kh, kw) → (N, K, OD, OH, OW).
+    """`conv_transpose2d` with three spatial dimensions: (N, C, D, H, W), (C, K/groups, kd, kh, kw) → (N, K, *O).
 
     >>> import minigrad as mg
     >>> mg.conv_transpose3d(mg.ones(1, 1, 1, 1, 2), mg.ones(1, 1, 1, 1, 2))
     tensor([[[[[1., 2., 1.]]]]])
     """
-    return _transposed("conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups, dilation)
+    return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
 def conv_input_grad(
@@ -211,9 +213,185 @@ def conv_input_grad(
     >>> mg.conv_input_grad(mg.tensor([[[1.0, 10.0]]]), mg.tensor([[[1.0, 2.0]]]), [3])
     tensor([[[ 1., 12., 20.]]])
     """
-    name, n = "conv_input_grad", weight.ndim - 2
+    name, n = "conv_input_grad", _spatial("conv_input_grad", weight)
     layout = _layout(name, n, stride, padding, dilation, groups)
-    space = integers(name, "input_shape", input_shape, n, 1)
-    _fit(name, n, weight, (grad_output, "grad_output", len_of(weight, 0)), layout)
-    _same_extents(name, layout, space, weight.shape[2:], grad_output)
-    return _conv_input_grad(grad_output, weight, input_shape=space, layout=layout)  # type: ignore[no-any-return]
+    _check(name, n, grad_output, weight, None, layout.groups, transposed=True)
+    space = extents(name, "input_shape", input_shape, n, 0)
+    _check_extents(name, layout, space, weight.shape[2:], grad_output)
+    return _conv_input_grad(grad_output, weight, input_shape=space, layout=layout)
+
+
+def conv_weight_grad(
+    grad_output: Tensor,
+    input: Tensor,
+    kernel_shape: Sequence[int],
+    stride: IntOrTuple = 1,
+    padding: IntOrTuple = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """The gradient of ⟨grad_output, input ⋆ weight⟩ in the weight, itself differentiable.
+
+    `grad_output` (N, K, *O), `input` (N, C, *S), `kernel_shape` the spatial extents k of the filters →
+    (K, C/groups, *k). ValueError unless the convolution of `input` with such filters has the extents O; other errors
+    and the dtypes as in `conv2d`.
+
+    >>> import minigrad as mg
+    >>> mg.conv_weight_grad(mg.tensor([[[1.0, 10.0]]]), mg.tensor([[[1.0, 2.0, 3.0]]]), [2])
+    tensor([[[21., 32.]]])
+    """
+    name, n = "conv_weight_grad", _spatial("conv_weight_grad", input)
+    layout = _layout(name, n, stride, padding, dilation, groups)
+    _check_tensors(name, n, grad_output=grad_output, input=input)
+    for x in (grad_output, input):
+        if x.shape[1] % layout.groups or x.shape[0] != input.shape[0]:
+            raise ValueError(
+                f"{name}: expected one batch size, and channels divisible by groups={layout.groups}; "
+                f"got grad_output of shape {grad_output.shape}, input of shape {input.shape}"
+            )
+    kernel = extents(name, "kernel_shape", kernel_shape, n, 1)
+    _check_extents(name, layout, input.shape[2:], kernel, grad_output)
+    return _conv_weight_grad(grad_output, input, kernel_shape=kernel, layout=layout)
+
+
+def _convolution(
+    n: int,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: IntOrTuple,
+    padding: IntOrTuple | str,
+    dilation: IntOrTuple,
+    groups: int,
+) -> Tensor:
+    """Any `conv…d`, of a batch or of one image."""
+    name = f"conv{n}d"
+    if arguments.tensor(name, x).ndim == n + 1:
+        return squeeze(_convolution(n, unsqueeze(x, 0), w, b, stride, padding, dilation, groups), 0)
+    layout = _layout(name, n, stride, 0 if isinstance(padding, str) else padding, dilation, groups)
+    _check(name, n, x, w, b, layout.groups, transposed=False)
+    if isinstance(padding, str):
+        x, layout = _named_padding(name, padding, x, w.shape[2:], layout)
+    if min(layout.output(x.shape[2:], w.shape[2:])) < 1:
+        raise ValueError(
+            f"{name}: expected filters no larger than the padded input; got input of shape {x.shape}, weight of shape "
+            f"{w.shape}, padding {layout.padding}, dilation {layout.dilation}. Use more padding or a smaller filter."
+        )
+    return _conv(x, w, b, layout=layout)
+
+
+def _named_padding(name: str, padding: str, x: Tensor, kernel: Extents, layout: Layout) -> tuple[Tensor, Layout]:
+    """The layout for "valid" or "same"; an odd amount of "same" is evened out by one more zero at the end of x."""
+    if padding not in ("valid", "same") or (padding == "same" and max(layout.stride) > 1):
+        raise ValueError(
+            f"{name}: expected padding to be ints, 'valid', or (with stride 1) 'same'; "
+            f"got {padding!r} with stride {layout.stride}"
+        )
+    if padding == "valid":
+        return x, layout
+    total = [d * (k - 1) for d, k in zip(layout.dilation, kernel, strict=True)]
+    if any(t % 2 for t in total):
+        x = pad(x, [width for t in reversed(total) for width in (0, t % 2)])
+    return x, layout._replace(padding=tuple(t // 2 for t in total))
+
+
+def _transposed(
+    n: int,
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    stride: IntOrTuple,
+    padding: IntOrTuple,
+    output_padding: IntOrTuple,
+    groups: int,
+    dilation: IntOrTuple,
+) -> Tensor:
+    """Any `conv_transpose…d`, of a batch or of one image."""
+    name = f"conv_transpose{n}d"
+    if arguments.tensor(name, x).ndim == n + 1:
+        return squeeze(_transposed(n, unsqueeze(x, 0), w, b, stride, padding, output_padding, groups, dilation), 0)
+    layout = _layout(name, n, stride, padding, dilation, groups)
+    _check(name, n, x, w, b, layout.groups, transposed=True)
+    extra = extents(name, "output_padding", output_padding, n, 0)
+    if any(e >= max(t, d) for e, t, d in zip(extra, layout.stride, layout.dilation, strict=True)):
+        raise ValueError(
+            f"{name}: expected output_padding below the stride {layout.stride} or the dilation {layout.dilation}; "
+            f"got {extra}"
+        )
+    every = zip(x.shape[2:], w.shape[2:], layout.stride, layout.padding, layout.dilation, extra, strict=True)
+    space = tuple((s - 1) * t - 2 * p + d * (k - 1) + e + 1 for s, k, t, p, d, e in every)
+    if min(space) < 1:
+        raise ValueError(
+            f"{name}: expected a non-empty output; got extents {space} from input of shape {x.shape}, weight of shape "
+            f"{w.shape}, padding {layout.padding}. Use less padding."
+        )
+    out: Tensor = _conv_input_grad(x, w, input_shape=space, layout=layout)
+    return out if b is None else add(out, reshape(b, -1, *(1,) * n))
+
+
+def extents(name: str, what: str, value: IntOrTuple, n: int, least: int) -> Extents:
+    """An int, or one per spatial dimension, as `n` ints of at least `least`."""
+    try:
+        found = tuple(v.__index__() for v in ((value,) if isinstance(value, int) else value))
+    except (AttributeError, TypeError):
+        raise TypeError(f"{name}: expected {what} to be an int or {n} ints; got {value!r}") from None
+    found *= n if len(found) == 1 else 1
+    if len(found) != n or min(found) < least:
+        raise ValueError(f"{name}: expected {what} to be an int or {n} ints, each at least {least}; got {value!r}")
+    return found
+
+
+def _layout(name: str, n: int, stride: IntOrTuple, padding: IntOrTuple, dilation: IntOrTuple, groups: int) -> Layout:
+    return Layout(
+        extents(name, "stride", stride, n, 1),
+        extents(name, "padding", padding, n, 0),
+        extents(name, "dilation", dilation, n, 1),
+        *extents(name, "groups", groups, 1, 1),
+    )
+
+
+def _spatial(name: str, x: Tensor) -> int:
+    """How many spatial dimensions a tensor (·, ·, *spatial) has."""
+    if arguments.tensor(name, x).ndim < 3:
+        raise ValueError(f"{name}: expected a tensor (N, C, …) with spatial dimensions; got shape {x.shape}")
+    return x.ndim - 2
+
+
+def _check_tensors(name: str, n: int, **tensors: Tensor) -> None:
+    """Tensors of n + 2 dimensions and one floating dtype."""
+    for role, x in tensors.items():
+        if arguments.tensor(name, x).ndim != n + 2:
+            raise ValueError(f"{name}: expected {role} of {n + 2} dimensions, {n} of them spatial; got shape {x.shape}")
+    arguments.same_dtype(name, *tensors.values())
+    dtype = next(iter(tensors.values())).dtype
+    if dtype.kind != "f":
+        raise TypeError(f"{name}: expected a floating dtype; got {dtype}. Convert with to(mg.float32).")
+
+
+def _check(name: str, n: int, x: Tensor, w: Tensor, b: Tensor | None, groups: int, *, transposed: bool) -> None:
+    """Images, filters and bias that fit together; `transposed`: the images are on the filters' side of the weight."""
+    _check_tensors(name, n, input=x, weight=w)
+    if math.prod(w.shape) == 0 or w.shape[0] % groups:
+        raise ValueError(
+            f"{name}: expected a non-empty weight, its first extent divisible by groups={groups}; got shape {w.shape}"
+        )
+    sides = w.shape[0], w.shape[1] * groups
+    given, made = sides if transposed else sides[::-1]
+    if x.shape[1] != given:
+        raise ValueError(
+            f"{name}: expected input of {given} channels, for weight of shape {w.shape} and groups={groups}; "
+            f"got input of shape {x.shape}"
+        )
+    if b is not None:
+        arguments.same_dtype(name, x, w, arguments.tensor(name, b))
+        if b.shape != (made,):
+            raise ValueError(f"{name}: expected bias of shape ({made},), one per output channel; got {b.shape}")
+
+
+def _check_extents(name: str, layout: Layout, space: Extents, kernel: Extents, grad_output: Tensor) -> None:
+    expected = layout.output(space, kernel)
+    if grad_output.shape[2:] != expected:
+        raise ValueError(
+            f"{name}: expected grad_output of extents {expected}, which an input of extents {space} and filters of "
+            f"extents {kernel} make; got shape {grad_output.shape}"
+        )

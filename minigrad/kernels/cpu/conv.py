@@ -162,6 +162,7 @@ def _chunks(count: int, size: int, height: int) -> Iterator[tuple[slice, slice]]
             yield slice(n, min(n + images, count)), slice(p, min(p + pixels, size))
 
 
+@np.errstate(all="ignore")
 def conv(x: Any, w: Any, b: Any, stride: Extents, padding: Extents, dilation: Extents, groups: int) -> Any:
     """out[n, k] = b[k] + Σ_c x[n, c] ⋆ w[k, c]: x (N, C, *S), w (K, C/groups, *k), b (K,) or None → (N, K, *O)."""
     dtype, x, w = x.dtype, _ready(x), _ready(w)
@@ -176,6 +177,7 @@ def conv(x: Any, w: Any, b: Any, stride: Extents, padding: Extents, dilation: Ex
     return out.reshape(*out.shape[:2], *geometry.output).astype(dtype, copy=False)
 
 
+@np.errstate(all="ignore")
 def conv_input_grad(
     g: Any, w: Any, input_shape: Extents, stride: Extents, padding: Extents, dilation: Extents, groups: int
 ) -> Any:
@@ -185,11 +187,11 @@ def conv_input_grad(
     geometry = _geometry(input_shape, w.shape[2:], stride, padding, dilation, channels, groups)
     g = g.reshape(count, filters, -1)
     out = np.empty((count, channels, geometry.inside.size), g.dtype)
-    rows, upstream, scratch, padding_too = _rows(w, groups), *(_Scratch(g.dtype) for _ in range(3))
+    rows, border, upstream, scratch = _rows(w, groups), *(_Scratch(g.dtype) for _ in range(3))
     size, taps = geometry.pixels.size, geometry.taps
     for images, pixels in _chunks(count, size, groups * rows.shape[2] + filters):
         if pixels.start == 0:
-            padded = padding_too(images.stop - images.start, math.prod(geometry.image))
+            padded = border(images.stop - images.start, math.prod(geometry.image))
             padded.fill(0)
         left = _upstream(g[images, :, pixels], groups, upstream)
         columns = scratch(groups, left.shape[2], rows.shape[2])
@@ -201,6 +203,7 @@ def conv_input_grad(
     return out.reshape(count, channels, *input_shape).astype(dtype, copy=False)
 
 
+@np.errstate(all="ignore")
 def conv_weight_grad(
     g: Any, x: Any, kernel_shape: Extents, stride: Extents, padding: Extents, dilation: Extents, groups: int
 ) -> Any:

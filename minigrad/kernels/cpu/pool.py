@@ -75,7 +75,8 @@ def max_pool(x: Any, kernel: Extents, stride: Extents, padding: Extents) -> tupl
     """x (N, C, *S) → the largest value of each window and its flat index in the plane, both (N, C, *O)."""
     windows, output = _windows(x.shape[2:], kernel, stride, padding)
     planes = _planes(x)
-    values, indices = np.empty((len(planes), len(windows)), planes.dtype), np.empty((len(planes), len(windows)), np.int64)
+    values = np.empty((len(planes), len(windows)), planes.dtype)
+    indices = np.empty(values.shape, np.int64)
     _max(planes, windows, values, indices)
     shape = x.shape[:2] + output
     return values.reshape(shape).astype(x.dtype, copy=False), indices.reshape(shape)
@@ -87,6 +88,7 @@ def pool_gather(x: Any, indices: Any) -> Any:
     return np.take_along_axis(planes, indices.reshape(*x.shape[:2], -1), 2).reshape(indices.shape)
 
 
+@np.errstate(all="ignore")
 def pool_scatter(g: Any, indices: Any, input_shape: Extents) -> Any:
     """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index."""
     planes = _planes(g)
@@ -132,6 +134,7 @@ def _divisors(windows: Any, count_include_pad: bool) -> Any:
     return (windows >= (-1 if count_include_pad else 0)).sum(1).astype(np.float64)
 
 
+@np.errstate(all="ignore")
 def _pooled(x: Any, windows: Any, divisors: Any, output: Extents) -> Any:
     planes = _planes(x)
     out = np.empty((len(planes), len(windows)), planes.dtype)
@@ -139,6 +142,7 @@ def _pooled(x: Any, windows: Any, divisors: Any, output: Extents) -> Any:
     return out.reshape(*x.shape[:2], *output).astype(x.dtype, copy=False)
 
 
+@np.errstate(all="ignore")
 def _unpooled(g: Any, windows: Any, divisors: Any, space: Extents) -> Any:
     planes = _planes(g)
     out = np.zeros((len(planes), math.prod(space)), planes.dtype)
