@@ -2,9 +2,11 @@
 
 from minigrad.kernels.cpu._jit import set_num_threads
 from minigrad.kernels.cpu.array import *
+from minigrad.kernels.cpu.conv import *
 from minigrad.kernels.cpu.elementwise import *
 from minigrad.kernels.cpu.index import *
 from minigrad.kernels.cpu.matmul import *
+from minigrad.kernels.cpu.pool import *
 from minigrad.kernels.cpu.random import *
 from minigrad.kernels.cpu.reduce import *
 from minigrad.kernels.cpu.shape import *
