@@ -1,0 +1,297 @@
+"""Spectral normalization: each result in as few passes over W as can be.
+
+W is never moved. Its matrix M, of shape (m, n), has the axis `dim` of W as rows and all other axes as columns; in
+memory it is w[p, i, q], p before that axis and q behind it: row i, column (p, q). Where nothing is behind the axis, w
+is the plain matrix Mᵀ, and u and v change places.
+
+Sums run in float64 over blocks whose borders depend on shapes alone. That keeps their digits, makes the serial and the
+parallel variant agree to the bit, and leaves room for the square of a square of a float32 of any size.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from minigrad.kernels.cpu._jit import helper, jit
+
+Array = Any
+_PARALLEL_FROM = 1 << 16  # elements of W
+_ROWS = 32  # rows to a block; a multiple of the four that are read side by side
+_COLUMNS = 512  # columns whose blocks are added up together
+_FLAT = 1 << 13  # elements to a block, where rows do not matter
+
+
+# One pass over W ------------------------------------------------------------------------------------------------------
+
+
+@functools.partial(helper, reassociate=True)
+def _dot(x: Array, y: Array) -> float:
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(y[i])
+    return total
+
+
+@functools.partial(helper, reassociate=True)
+def _dots(slab: Array, i: int, x: Array) -> tuple[float, float, float, float]:
+    """⟨W_i, x⟩ for four rows from i on; past the last row there are zeros."""
+    last = len(slab) - 1
+    i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+    s0 = s1 = s2 = s3 = 0.0
+    for q in range(x.size):
+        xq = np.float64(x[q])
+        s0 += slab[i, q] * xq
+        s1 += slab[i1, q] * xq
+        s2 += slab[i2, q] * xq
+        s3 += slab[i3, q] * xq
+    return s0, s1 if i + 1 <= last else 0.0, s2 if i + 2 <= last else 0.0, s3 if i + 3 <= last else 0.0
+
+
+@functools.partial(helper, reassociate=True)
+def _add_rows(total: Array, slab: Array, i: int, t: Array) -> None:
+    """total += Σ t_i W_i over four rows from i on, where t is 0 past the last row."""
+    last = len(slab) - 1
+    i1, i2, i3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+    t0, t1, t2, t3 = t[i], t[i + 1], t[i + 2], t[i + 3]
+    for q in range(total.size):
+        total[q] += (t0 * slab[i, q] + t1 * slab[i1, q]) + (t2 * slab[i2, q] + t3 * slab[i3, q])
+
+
+@helper
+def _finish(t: Array, z: Array, first: Array, second: Array, eps: float) -> float:
+    """first = t/‖t‖ and second = z/‖z‖, for z = Wᵀt or Wt; returns σ = ‖z‖/‖t‖.
+
+    The clamp ‖·‖ ≥ eps is that of the problem scaled to σ = 1. Without a direction (‖t‖ is 0 or not finite) the vectors
+    stay as they are.
+    """
+    norm_t = math.sqrt(_dot(t, t))
+    if not 0 < norm_t < math.inf:
+        return norm_t
+    norm_z = math.sqrt(_dot(z, z))
+    sigma = norm_z / norm_t
+    length = min(1.0, norm_t / (eps * sigma))  # of the first vector; less than 1 where the clamp bites
+    other = min(1.0, length / eps)
+    for i in range(first.size):
+        first[i] = t[i] * (length / norm_t)
+    for i in range(second.size):
+        second[i] = z[i] * (other / norm_z)
+    return sigma * length * other
+
+
+@functools.partial(helper, reassociate=True)
+def _multiply(t: Array, w: Array, x: Array, first: int, last: int) -> None:
+    """t_i = ⟨W_i, x⟩ for rows first … last of w[p, i, q]; t is longer by three than there are rows."""
+    for i in range(first, last, 4):
+        t[i] = t[i + 1] = t[i + 2] = t[i + 3] = 0.0
+        for p in range(len(w)):
+            s0, s1, s2, s3 = _dots(w[p], i, x[p])
+            t[i] += s0
+            t[i + 1] += s1
+            t[i + 2] += s2
+            t[i + 3] += s3
+
+
+@functools.partial(helper, reassociate=True)
+def _gather(parts: Array, left: int, right: int) -> None:
+    """Add the totals of all blocks to those of the first, over some columns."""
+    for block in range(1, len(parts)):
+        for q in range(left, right):
+            parts[0, q] += parts[block, q]
+
+
+@jit(_PARALLEL_FROM, reassociate=True)
+def _rows_first(w: Array, u: Array, v: Array, eps: float) -> float:
+    """u ← Mv/‖·‖, v ← Mᵀu/‖·‖ in place, in one pass: z = Mᵀ(Mv) takes in each row while it is in cache from t = Mv."""
+    a, m, b = w.shape
+    blocks = -(-m // _ROWS)
+    x = v.reshape(a, b)
+    t = np.zeros(m + 3)
+    z = np.zeros((blocks, a, b))
+    for block in prange(blocks):
+        for i in range(block * _ROWS, min(m, (block + 1) * _ROWS), 4):
+            _multiply(t, w, x, i, i + 1)
+            for p in range(a):
+                _add_rows(z[block, p], w[p], i, t)
+    parts = z.reshape(blocks, a * b)
+    for piece in prange(-(-a * b // _COLUMNS)):
+        _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
+    return _finish(t[:m], parts[0], u, v, eps)
+
+
+@jit(_PARALLEL_FROM, reassociate=True)
+def _columns_first(w: Array, u: Array, v: Array, eps: float) -> float:
+    """v ← Mᵀu/‖·‖, u ← Mv/‖·‖ in place. Two passes along the rows are faster than one along the columns."""
+    a, m, b = w.shape
+    blocks = -(-m // _ROWS)
+    x = np.zeros(m + 3)
+    x[:m] = u
+    t = np.zeros((blocks, a, b))
+    z = np.zeros(m + 3)
+    for block in prange(blocks):
+        for i in range(block * _ROWS, min(m, (block + 1) * _ROWS), 4):
+            for p in range(a):
+                _add_rows(t[block, p], w[p], i, x)
+    parts = t.reshape(blocks, a * b)
+    for piece in prange(-(-a * b // _COLUMNS)):
+        _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
+    for block in prange(blocks):
+        _multiply(z, w, t[0], block * _ROWS, min(m, (block + 1) * _ROWS))
+    return _finish(parts[0], z[:m], v, u, eps)
+
+
+@jit(_PARALLEL_FROM, reassociate=True)
+def _bilinear(w: Array, u: Array, v: Array) -> float:
+    """uᵀMv."""
+    a, m, b = w.shape
+    x = v.reshape(a, b)
+    t = np.zeros(m + 3)
+    for block in prange(-(-m // _ROWS)):
+        _multiply(t, w, x, block * _ROWS, min(m, (block + 1) * _ROWS))
+    return _dot(t[:m], u)
+
+
+# One pass to write ----------------------------------------------------------------------------------------------------
+
+
+@jit(_PARALLEL_FROM)
+def _scaled(w: Array, sigma: Any, out: Array) -> None:
+    for i in prange(w.size):
+        out[i] = w[i] / sigma
+
+
+@helper
+def _pull_row(out: Array, g: Array, c: Any, x: Array, inverse: Any) -> None:
+    for q in range(out.size):
+        out[q] = (g[q] - c * x[q]) * inverse
+
+
+@jit(_PARALLEL_FROM, reassociate=True)
+def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Array) -> None:
+    """(G − ⟨G, W/σ⟩ u vᵀ)/σ."""
+    a, m, b = g.shape
+    g_flat, w_flat = g.reshape(g.size), w.reshape(w.size)
+    parts = np.zeros(-(-g.size // _FLAT))
+    for block in prange(len(parts)):
+        piece = slice(block * _FLAT, (block + 1) * _FLAT)
+        parts[block] = _dot(g_flat[piece], w_flat[piece])
+    slope = parts.sum() / sigma
+    x = v.reshape(a, b)
+    inverse = g.dtype.type(1 / sigma)
+    for row in prange(a * m):
+        p, i = row // m, row % m
+        _pull_row(out[p, i], g[p, i], g.dtype.type(slope * u[i]), x[p], inverse)
+
+
+# What the ops call ----------------------------------------------------------------------------------------------------
+
+
+def _arranged(w: Array, dim: int, u: Array, v: Array) -> tuple[Array, Array, Array, bool]:
+    """w[p, i, q] in the dtype of the computation, the vectors of its rows and of its columns, and: did they change places?"""
+    w = np.ascontiguousarray(w, np.promote_types(w.dtype, np.float32))
+    before, m, behind = math.prod(w.shape[:dim]), w.shape[dim], math.prod(w.shape[dim + 1 :])
+    if behind == 1:
+        return w.reshape(1, before, m), v, u, True
+    return w.reshape(before, m, behind), u, v, False
+
+
+def power_iteration(
+    w: Array, u: Array, v: Array, n_power_iterations: int, eps: float, dim: int, order: str
+) -> tuple[Array, Array, Array]:
+    """New u and v after some sweeps, and σ = uᵀMv at them."""
+    u, v = np.array(u), np.array(v)
+    matrix, rows, columns, exchanged = _arranged(w, dim, u, v)
+    sweep = _columns_first if (order == "uv") == exchanged else _rows_first
+    for _ in range(n_power_iterations):
+        sigma = sweep(matrix, rows, columns, eps)
+    return u, v, np.asarray(sigma, u.dtype)
+
+
+def spectral_sigma(w: Array, u: Array, v: Array, dim: int) -> Array:
+    """σ = uᵀMv."""
+    matrix, rows, columns, _ = _arranged(w, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
+    return np.asarray(_bilinear(matrix, rows, columns), u.dtype)
+
+
+def spectral_scale(w: Array, sigma: Array) -> Array:
+    """W/σ, and 0 where σ is 0."""
+    if sigma == 0:
+        return np.zeros(w.shape, w.dtype)
+    flat = np.ascontiguousarray(w, sigma.dtype).reshape(-1)
+    out = np.empty_like(flat)
+    _scaled(flat, sigma[()], out)
+    return out.reshape(w.shape).astype(w.dtype, copy=False)
+
+
+def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim: int) -> Array:
+    """(G − ⟨G, W/σ⟩ u vᵀ)/σ, and 0 where σ is 0."""
+    if sigma == 0:
+        return np.zeros(w.shape, w.dtype)
+    upstream, rows, columns, _ = _arranged(g, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
+    out = np.empty_like(upstream)
+    _pulled_back(upstream, np.ascontiguousarray(w, out.dtype).reshape(out.shape), rows, columns, float(sigma), out)
+    return out.reshape(w.shape).astype(w.dtype, copy=False)
+
+
+def rank_one(c: Array, u: Array, v: Array, shape: tuple[int, ...], dim: int, dtype: Any) -> Array:
+    """c u vᵀ in the layout of W."""
+    before, m = math.prod(shape[:dim]), shape[dim]
+    with np.errstate(all="ignore"):
+        return ((c * u)[None, :, None] * v.reshape(before, 1, -1)).reshape(shape).astype(dtype, copy=False)
+
+
+# The whole spectrum ---------------------------------------------------------------------------------------------------
+
+
+def _matrix(w: Array, dim: int) -> Array:
+    return np.moveaxis(w, dim, 0).reshape(w.shape[dim], -1).astype(np.float64)
+
+
+def svd(w: Array, dim: int) -> tuple[Array, Array, Array, Array]:
+    """σ₁ in the dtype of u and v, and the thin factors U, S, Vᵀ of M in float64; all NaN if W is not finite."""
+    matrix = _matrix(w, dim)
+    if np.isfinite(matrix).all():
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    else:
+        r = min(matrix.shape)
+        left, values, right = (np.full(shape, np.nan) for shape in ((len(matrix), r), (r,), (r, matrix.shape[1])))
+    return np.asarray(values[0], np.promote_types(w.dtype, np.float32)), left, values, right
+
+
+def leading_pair(left: Array, right: Array, shape: tuple[int, ...], dim: int, dtype: Any) -> Array:
+    """u₁v₁ᵀ of the factors U, Vᵀ, in the layout of W."""
+    return rank_one(np.float64(1), left[:, 0], right[0], shape, dim, dtype)
+
+
+def turned_pair(d: Array, left: Array, values: Array, right: Array, dim: int) -> Array:
+    """du v₁ᵀ + u₁ dvᵀ: how u₁v₁ᵀ moves as M = U S Vᵀ moves along D. Not finite where σ₁ = σ₂; 0 where M = 0.
+
+    du = Σ_{i≥2} (σ₁D̃_{i1} + σ_iD̃_{1i})/(σ₁² − σ_i²) u_i with D̃ = UᵀDV, and dv with U and V exchanged. Only D v₁ and
+    Dᵀu₁ come in. Outside the spans of U and V the σ_i are 0: what is left of D v₁ there counts by 1/σ₁.
+    """
+    if values[0] == 0:
+        return np.zeros(d.shape, d.dtype)
+    matrix = _matrix(d, dim)
+    u, v = left[:, 0], right[0]
+    x, y = matrix @ v, matrix.T @ u
+    x_in, y_in = left.T @ x, right @ y
+    with np.errstate(all="ignore"):
+        gap = (values[0] - values[1:]) * (values[0] + values[1:])
+        du = np.append(0.0, (values[0] * x_in[1:] + values[1:] * y_in[1:]) / gap)
+        dv = np.append(0.0, (values[0] * y_in[1:] + values[1:] * x_in[1:]) / gap)
+        du = left @ du + (x - left @ x_in) / values[0]
+        dv = dv @ right + (y - y_in @ right) / values[0]
+        turned = np.outer(du, v) + np.outer(u, dv)
+    moved = np.moveaxis(np.empty(d.shape, np.bool_), dim, 0).shape
+    return np.ascontiguousarray(np.moveaxis(turned.reshape(moved), 0, dim), d.dtype)
+
+
+def singular_values(w: Array, k: int, dim: int) -> Array:
+    """The k largest singular values of M, in the dtype of u and v; NaN if W is not finite."""
+    matrix = _matrix(w, dim)
+    values = np.linalg.svd(matrix, compute_uv=False) if np.isfinite(matrix).all() else np.full(min(matrix.shape), np.nan)
+    return values[:k].astype(np.promote_types(w.dtype, np.float32))

@@ -1,0 +1,234 @@
+"""The gradient conventions that libraries use for a spectrally normalized weight, as one table.
+
+All compute W̄ = W/σ; they differ in what they take for ∂L/∂W, at first and at second order. G = ∂L/∂W̄, A = u vᵀ,
+λ = ⟨G, W̄⟩. Source of the default: Miyato et al. 2018, arXiv 1802.05957, (12).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from minigrad._tensor import Tensor
+from minigrad.autograd import primitive
+from minigrad.ops.elementwise import maximum, to_dtype
+from minigrad.ops.matmul import dot
+from minigrad.ops.reduce import norm, sum
+from minigrad.ops.shape import permute, reshape
+from minigrad.ops.singular import sigma_max
+from minigrad.ops.spectral import ORDERS, _check, divide, normalize_at, rank_one, spectral_sigma, sweep
+
+
+class Point(NamedTuple):
+    """Where a convention is evaluated: constants all of them, σ = uᵀMv."""
+
+    u: Tensor
+    v: Tensor
+    sigma: Tensor
+    dim: int
+    n_power_iterations: int
+    eps: float
+    order: str
+
+
+class Convention(NamedTuple):
+    """A row of the table: how W̄ is differentiated, by whom, and which finite differences it must agree with.
+
+    `oracle`: "frozen" (W/uᵀMv with u, v fixed), "svd" (W/σ₁), "live" (the sweeps run again from the same vectors), or
+    None if it is the gradient of nothing that W̄ could be.
+    """
+
+    name: str
+    description: str
+    formula: str
+    libraries: str
+    oracle: Literal["frozen", "svd", "live"] | None
+    normalize: Callable[[Tensor, Point], Tensor]
+
+
+def _fixed_uv(weight: Tensor, at: Point) -> Tensor:
+    return normalize_at(weight, at.u, at.v, at.sigma, at.dim)
+
+
+def _detached(weight: Tensor, at: Point) -> Tensor:
+    return divide(weight, at.sigma)
+
+
+def _straight_through(weight: Tensor, at: Point) -> Tensor:
+    return _pretend(weight, divide(weight.detach(), at.sigma))
+
+
+def _unrolled(weight: Tensor, at: Point) -> Tensor:
+    """The sweeps in public ops, from constant vectors; a clamp at eps σ, as in `power_iteration`."""
+    u, v = at.u, at.v
+    others = [d for d in range(weight.ndim) if d != at.dim]
+    matrix = to_dtype(reshape(permute(weight, at.dim, *others), weight.shape[at.dim], -1), u.dtype)
+    n = at.n_power_iterations
+    floor = sweep(weight, u, v, n, at.eps, at.dim, at.order)[2] * at.eps if n else at.sigma
+    for _ in range(n):
+        if at.order == "uv":
+            u = _unit(matrix @ v, floor)
+            v = _unit(matrix.T @ u, floor)
+        else:
+            v = _unit(matrix.T @ u, floor)
+            u = _unit(matrix @ v, floor)
+    return divide(weight, dot(u, matrix @ v))
+
+
+def _unit(x: Tensor, floor: Tensor) -> Tensor:
+    return divide(x, maximum(norm(x), floor))
+
+
+def _exact(weight: Tensor, at: Point) -> Tensor:
+    return divide(weight, sigma_max(weight, at.dim))
+
+
+def _elementwise(weight: Tensor, at: Point) -> Tensor:
+    return _misread(weight, at.u, at.v, at.sigma, dim=at.dim)
+
+
+# W̄ of two conventions is no function that could be differentiated to their gradient: ops of their own say it.
+
+
+@primitive()
+def _pretend(k: Any, weight: Any, value: Any) -> Any:
+    """`value`, with the gradient of `weight`: weight + (value − weight).detach() without its rounding."""
+    return value
+
+
+@primitive()
+def _misread(k: Any, weight: Any, u: Any, v: Any, sigma: Any, *, dim: int) -> Any:
+    return k.spectral_scale(weight, sigma)
+
+
+@primitive()
+def _once(k: Any, x: Any) -> Any:
+    return x
+
+
+def _misread_vjp(g: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, dim: int) -> Tensor:
+    """G ⊙ (1 − A ΣW̄)/σ: the derivative read as if each entry of W̄ depended on its own entry of W alone."""
+    total = divide(sum(to_dtype(weight, sigma.dtype)), sigma)
+    return _once(divide(g * (1 - rank_one(total, weight, u, v, dim)), sigma))
+
+
+def _no_double_backward(g: Tensor) -> Tensor:
+    raise RuntimeError(
+        "gradient='elementwise': its gradient is the derivative of nothing and cannot be differentiated. "
+        "Use another convention for double backward, such as 'fixed_uv'."
+    )
+
+
+_pretend.vjp(weight=lambda g: g)
+_misread.vjp(weight=_misread_vjp)
+_once.vjp(x=_no_double_backward)
+
+
+CONVENTIONS = {
+    row.name: row
+    for row in (
+        Convention(
+            "fixed_uv",
+            "through σ with u, v fixed: the paper's",
+            "(G − λ u vᵀ)/σ",
+            "PyTorch (both APIs), Chainer, PaddlePaddle's hook, Flax Linen, Haiku, Equinox, Keras on JAX, BigGAN-PyTorch",
+            "frozen",
+            _fixed_uv,
+        ),
+        Convention("detached", "σ as a constant", "G/σ", "code that computes σ outside the graph", None, _detached),
+        Convention(
+            "straight_through",
+            "normalization passed over",
+            "G",
+            "AiDotNet",
+            None,
+            _straight_through,
+        ),
+        Convention(
+            "projected",
+            "normalization passed over, and W ← W̄ at every training forward",
+            "G",
+            "Keras on TensorFlow and on PyTorch, TensorFlow Addons",
+            None,
+            _straight_through,
+        ),
+        Convention(
+            "unrolled",
+            "through the sweeps, from constant vectors",
+            "G/σ − λ/σ ∂σ/∂W, through the sweeps",
+            "the differentiable helper of the paper's authors, deel-torchlip's functional form",
+            "live",
+            _unrolled,
+        ),
+        Convention(
+            "exact",
+            "σ₁ and its true singular pair, from the SVD",
+            "(G − λ u₁v₁ᵀ)/σ₁",
+            "none",
+            "svd",
+            _exact,
+        ),
+        Convention(
+            "elementwise",
+            "a known bug: right only where G is constant",
+            "G ⊙ (1 − u vᵀ ΣW̄)/σ",
+            "PaddlePaddle's SpectralNorm op",
+            None,
+            _elementwise,
+        ),
+    )
+}
+
+
+def convention(gradient: str) -> Convention:
+    """The row of the table; ValueError for an unknown name."""
+    if gradient not in CONVENTIONS:
+        raise ValueError(f"gradient: expected one of {', '.join(CONVENTIONS)}; got {gradient!r}")
+    return CONVENTIONS[gradient]
+
+
+def apply(
+    gradient: str,
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    *,
+    n_power_iterations: int = 1,
+    eps: float = 1e-12,
+    dim: int = 0,
+    order: str = "uv",
+    sigma: Tensor | None = None,
+) -> Tensor:
+    """W̄ at u and v, to be differentiated by the convention named; in the shape and dtype of the weight.
+
+    All but two take W/σ at the u and v given (`sigma`: uᵀMv, where it is known already). "unrolled" makes
+    `n_power_iterations` sweeps from there (0 is allowed) with `eps` and `order` as in `power_iteration`; "exact" takes
+    σ₁ and the pair of the SVD instead.
+
+    Where σ = 0, W̄ = 0 and its gradient is 0; the gradient of "straight_through" and "projected" is G there too.
+    Second order: "fixed_uv" with u, v fixed, "unrolled" through the sweeps, "exact" with the turning pair (the true
+    Hessian); "detached" and the straight-through ones are linear in W, so that theirs is 0; "elementwise" raises
+    RuntimeError on double backward. Other errors are those of `spectral_normalize`, and ValueError for an unknown name.
+
+    >>> import minigrad as mg
+    >>> from minigrad.ops.conventions import CONVENTIONS, apply
+    >>> for name in CONVENTIONS:
+    ...     w = mg.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=mg.float64, requires_grad=True)
+    ...     e = mg.tensor([1.0, 0.0], dtype=mg.float64)
+    ...     apply(name, w, e, e).sum().backward()
+    ...     print(f"{name:16s}", w.grad.numpy().round(2).tolist())
+    fixed_uv         [[-0.11, 0.33], [0.33, 0.33]]
+    detached         [[0.33, 0.33], [0.33, 0.33]]
+    straight_through [[1.0, 1.0], [1.0, 1.0]]
+    projected        [[1.0, 1.0], [1.0, 1.0]]
+    unrolled         [[-0.11, 0.33], [0.19, 0.33]]
+    exact            [[-0.11, 0.33], [0.33, 0.33]]
+    elementwise      [[-0.11, 0.33], [0.33, 0.33]]
+    """
+    row = convention(gradient)
+    if order not in ORDERS:
+        raise ValueError(f"apply: expected order 'uv' or 'vu'; got {order!r}")
+    dim = _check("apply", weight, u, v, dim)
+    if sigma is None:
+        sigma = spectral_sigma(weight.detach(), u, v, dim)
+    return row.normalize(weight, Point(u, v, sigma, dim, n_power_iterations, eps, order))
