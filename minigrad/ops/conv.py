@@ -215,7 +215,7 @@ def conv_input_grad(
     """
     name, n = "conv_input_grad", _spatial("conv_input_grad", weight)
     layout = _layout(name, n, stride, padding, dilation, groups)
-    _check(name, n, grad_output, weight, None, layout.groups, transposed=True)
+    _check(name, n, weight, None, layout.groups, transposed=True, grad_output=grad_output)
     space = extents(name, "input_shape", input_shape, n, 0)
     _check_extents(name, layout, space, weight.shape[2:], grad_output)
     return _conv_input_grad(grad_output, weight, input_shape=space, layout=layout)
@@ -269,7 +269,7 @@ def _convolution(
     if arguments.tensor(name, x).ndim == n + 1:
         return squeeze(_convolution(n, unsqueeze(x, 0), w, b, stride, padding, dilation, groups), 0)
     layout = _layout(name, n, stride, 0 if isinstance(padding, str) else padding, dilation, groups)
-    _check(name, n, x, w, b, layout.groups, transposed=False)
+    _check(name, n, w, b, layout.groups, transposed=False, input=x)
     if isinstance(padding, str):
         x, layout = _named_padding(name, padding, x, w.shape[2:], layout)
     if min(layout.output(x.shape[2:], w.shape[2:])) < 1:
@@ -311,7 +311,7 @@ def _transposed(
     if arguments.tensor(name, x).ndim == n + 1:
         return squeeze(_transposed(n, unsqueeze(x, 0), w, b, stride, padding, output_padding, groups, dilation), 0)
     layout = _layout(name, n, stride, padding, dilation, groups)
-    _check(name, n, x, w, b, layout.groups, transposed=True)
+    _check(name, n, w, b, layout.groups, transposed=True, input=x)
     extra = extents(name, "output_padding", output_padding, n, 0)
     if any(e >= max(t, d) for e, t, d in zip(extra, layout.stride, layout.dilation, strict=True)):
         raise ValueError(
@@ -325,6 +325,9 @@ def _transposed(
             f"{name}: expected a non-empty output; got extents {space} from input of shape {x.shape}, weight of shape "
             f"{w.shape}, padding {layout.padding}. Use less padding."
         )
+    missing = [o - s for o, s in zip(layout.output(space, w.shape[2:]), x.shape[2:], strict=True)]
+    if any(missing):  # output_padding of a stride or more: as if x had gone on with zeros
+        x = pad(x, [width for m in reversed(missing) for width in (0, m)])
     out: Tensor = _conv_input_grad(x, w, input_shape=space, layout=layout)
     return out if b is None else add(out, reshape(b, -1, *(1,) * n))
 
@@ -368,9 +371,10 @@ def _check_tensors(name: str, n: int, **tensors: Tensor) -> None:
         raise TypeError(f"{name}: expected a floating dtype; got {dtype}. Convert with to(mg.float32).")
 
 
-def _check(name: str, n: int, x: Tensor, w: Tensor, b: Tensor | None, groups: int, *, transposed: bool) -> None:
-    """Images, filters and bias that fit together; `transposed`: the images are on the filters' side of the weight."""
-    _check_tensors(name, n, input=x, weight=w)
+def _check(name: str, n: int, w: Tensor, b: Tensor | None, groups: int, *, transposed: bool, **images: Tensor) -> None:
+    """Filters, bias and images (by their role) that fit together; `transposed`: the images lie on the filters' side."""
+    _check_tensors(name, n, **images, weight=w)
+    ((role, x),) = images.items()
     if math.prod(w.shape) == 0 or w.shape[0] % groups:
         raise ValueError(
             f"{name}: expected a non-empty weight, its first extent divisible by groups={groups}; got shape {w.shape}"
@@ -379,8 +383,8 @@ def _check(name: str, n: int, x: Tensor, w: Tensor, b: Tensor | None, groups: in
     given, made = sides if transposed else sides[::-1]
     if x.shape[1] != given:
         raise ValueError(
-            f"{name}: expected input of {given} channels, for weight of shape {w.shape} and groups={groups}; "
-            f"got input of shape {x.shape}"
+            f"{name}: expected {role} of {given} channels, for weight of shape {w.shape} and groups={groups}; "
+            f"got shape {x.shape}"
         )
     if b is not None:
         arguments.same_dtype(name, x, w, arguments.tensor(name, b))

@@ -185,10 +185,10 @@ def conv_input_grad(
     dtype, g, w = g.dtype, _ready(g), _ready(w)
     count, filters, channels = len(g), len(w), w.shape[1] * groups
     geometry = _geometry(input_shape, w.shape[2:], stride, padding, dilation, channels, groups)
-    g = g.reshape(count, filters, -1)
+    size, taps = geometry.pixels.size, geometry.taps
+    g = g.reshape(count, filters, size)
     out = np.empty((count, channels, geometry.inside.size), g.dtype)
     rows, border, upstream, scratch = _rows(w, groups), *(_Scratch(g.dtype) for _ in range(3))
-    size, taps = geometry.pixels.size, geometry.taps
     for images, pixels in _chunks(count, size, groups * rows.shape[2] + filters):
         if pixels.start == 0:
             padded = border(images.stop - images.start, math.prod(geometry.image))
@@ -211,7 +211,7 @@ def conv_weight_grad(
     dtype, g, x = g.dtype, _ready(g), _ready(x)
     filters, channels = g.shape[1], x.shape[1] // groups
     geometry = _geometry(x.shape[2:], kernel_shape, stride, padding, dilation, x.shape[1], groups)
-    g = g.reshape(len(g), filters, -1)
+    g = g.reshape(len(g), filters, geometry.pixels.size)
     total = np.zeros((groups, filters // groups, geometry.taps.size * channels), g.dtype)
     upstream = _Scratch(g.dtype)
     for images, pixels, columns in _columns(x, geometry, groups, filters):
@@ -242,7 +242,7 @@ def _columns(x: Any, geometry: _Geometry, groups: int, filters: int) -> Iterator
     """For each chunk its images, its pixels and its columns (groups, images · pixels, taps · C/groups)."""
     channels, spans, size = x.shape[1] // groups, geometry.spans, geometry.pixels.size
     height = geometry.taps.size * channels
-    x = x.reshape(*x.shape[:2], -1)
+    x = x.reshape(*x.shape[:2], geometry.inside.size)
     border, scratch = _Scratch(x.dtype), _Scratch(x.dtype)
     for images, pixels in _chunks(len(x), size, groups * height + filters):
         if pixels.start == 0:

@@ -1,0 +1,231 @@
+"""Pooling and upsampling: against plain loops, and against torch to second order over random shapes."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from test_conv import close, leaf, same_to_second_order
+
+import minigrad as mg
+from minigrad.kernels.cpu import _jit, pool
+from minigrad.ops import pool as ops
+
+CASES = [  # space, kernel, stride, padding
+    ((7,), (2,), (2,), (1,)),
+    ((5, 6), (3, 2), (2, 1), (1, 0)),
+    ((4, 4), (2, 2), (3, 3), (1, 1)),
+    ((3, 4, 2), (2, 2, 2), (1, 2, 1), (0, 1, 0)),
+]
+
+
+def windows(space, kernel, stride, padding):
+    """The input pixels of each window, one output pixel after the other."""
+    extents = [(s + 2 * p - k) // t + 1 for s, k, t, p in zip(space, kernel, stride, padding, strict=True)]
+    for o in np.ndindex(*extents):
+        corner = [i * t - p for i, t, p in zip(o, stride, padding, strict=True)]
+        pixels = [tuple(c + j for c, j in zip(corner, tap, strict=True)) for tap in np.ndindex(*kernel)]
+        yield o, [at for at in pixels if all(0 <= i < s for i, s in zip(at, space, strict=True))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_max_pool_against_loops(case):
+    """Few distinct values, so that there are ties: the first one counts."""
+    x = np.random.default_rng(0).integers(-2, 3, (2, 3, *case[0])).astype(np.float64)
+    before = x.copy()
+    values, indices = pool.max_pool(x, *case[1:])
+    for n, c in np.ndindex(2, 3):
+        for o, pixels in windows(*case):
+            best = max(pixels, key=lambda at: x[n, c, *at])
+            assert values[n, c, *o] == x[n, c, *best]
+            assert indices[n, c, *o] == np.ravel_multi_index(best, case[0])
+    assert indices.dtype == np.int64 and (x == before).all()
+    assert (pool.pool_gather(x, indices) == values).all()
+    g = np.random.default_rng(1).standard_normal(values.shape)
+    spread = np.zeros((2, 3, int(np.prod(case[0]))))
+    for n, c in np.ndindex(2, 3):
+        np.add.at(spread[n, c], indices[n, c].ravel(), g[n, c].ravel())
+    close(pool.pool_scatter(g, indices, case[0]), spread.reshape(x.shape))
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_avg_pool_against_loops(case, count_include_pad):
+    x = np.random.default_rng(0).standard_normal((2, 3, *case[0]))
+    out = pool.avg_pool(x, *case[1:], count_include_pad)
+    g = np.random.default_rng(1).standard_normal(out.shape)
+    spread = np.zeros_like(x)
+    for o, pixels in windows(*case):
+        count = np.prod(case[1]) if count_include_pad else len(pixels)
+        close(out[:, :, *o], sum(x[:, :, *at] for at in pixels) / count)
+        for at in pixels:
+            spread[:, :, *at] += g[:, :, *o] / count
+    close(pool.avg_pool_grad(g, case[0], *case[1:], count_include_pad), spread)
+
+
+@pytest.mark.parametrize(("space", "scale"), [((3,), (2,)), ((2, 3), (3, 1)), ((2, 1, 2), (1, 2, 3))])
+def test_upsampling_against_repeat(space, scale):
+    x = np.random.default_rng(0).standard_normal((2, 3, *space))
+    repeated = x
+    for axis, factor in enumerate(scale, 2):
+        repeated = np.repeat(repeated, factor, axis)
+    assert (pool.upsample_nearest(x, scale) == repeated).all()
+    g = np.random.default_rng(1).standard_normal(repeated.shape)
+    adjoint = pool.upsample_nearest_grad(g, scale)
+    assert adjoint.shape == x.shape
+    assert (adjoint * x).sum() == pytest.approx((g * repeated).sum(), rel=1e-12)
+
+
+@st.composite
+def poolings(draw):
+    n = draw(st.integers(1, 2))
+    kernel = tuple(draw(st.integers(1, 4)) for _ in range(n))
+    stride = draw(st.none() | st.tuples(*[st.integers(1, 3)] * n))
+    padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
+    space = tuple(max(1, k - 2 * p) + draw(st.integers(0, 5)) for k, p in zip(kernel, padding, strict=True))
+    return space, kernel, stride, padding
+
+
+def upstream(shape, seed):
+    return np.random.default_rng(seed + 1).standard_normal(tuple(shape))
+
+
+@settings(max_examples=40, deadline=None)
+@given(poolings(), st.integers(0, 99))
+def test_max_pool_against_torch(case, seed):
+    functional = pytest.importorskip("torch").nn.functional
+    space, *how = case
+    x = np.random.default_rng(seed).standard_normal((2, 3, *space))
+    ours, theirs = (getattr(where, f"max_pool{len(space)}d") for where in (ops, functional))
+    g = upstream(ours(mg.tensor(x), *how).shape, seed)
+    same_to_second_order(lambda x: ours(x, *how), lambda x: theirs(x, *how), (x,), g)
+
+
+@settings(max_examples=40, deadline=None)
+@given(poolings(), st.booleans(), st.integers(0, 99))
+def test_avg_pool_against_torch(case, count, seed):
+    functional = pytest.importorskip("torch").nn.functional
+    space, *how = case
+    x = np.random.default_rng(seed).standard_normal((2, 3, *space))
+    ours, theirs = (getattr(where, f"avg_pool{len(space)}d") for where in (ops, functional))
+    g = upstream(ours(mg.tensor(x), *how).shape, seed)
+    same_to_second_order(
+        lambda x: ours(x, *how, count_include_pad=count), lambda x: theirs(x, *how, count_include_pad=count), (x,), g
+    )
+
+
+@pytest.mark.parametrize("scale", [1, 2, (3, 2)])
+def test_upsample_against_torch(scale):
+    functional = pytest.importorskip("torch").nn.functional
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
+    g = upstream(ops.upsample(mg.tensor(x), scale).shape, 0)
+    same_to_second_order(
+        lambda x: ops.upsample(x, scale), lambda x: functional.interpolate(x, scale_factor=scale), (x,), g
+    )
+
+
+def test_second_order_of_max_pool_is_that_of_what_follows():
+    """∂²/∂x² Σ max(x)³ = 6 max(x) at the maxima: the gather of the scatter, without torch."""
+    x = leaf(np.array([[[1.0, 3.0, 2.0, -1.0]]]))
+    (first,) = mg.grad((ops.max_pool1d(x, 2) ** 3).sum(), x, create_graph=True)
+    (second,) = mg.grad(first.sum(), x)
+    assert second.tolist() == [[[0.0, 18.0, 12.0, 0.0]]]
+
+
+def test_nan_wins_and_minus_infinity_has_a_place():
+    x = np.array([[[1.0, np.nan, 5.0, 2.0, -np.inf, -np.inf]]])
+    values, indices = pool.max_pool(x, (2,), (2,), (0,))
+    np.testing.assert_array_equal(values, [[[np.nan, 5.0, -np.inf]]])
+    assert indices.tolist() == [[[1, 2, 4]]]
+    assert np.isnan(pool.avg_pool(x, (2,), (2,), (0,), True)[0, 0]).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_dtypes_keep_their_precision(dtype):
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(dtype)
+    epsilon = np.finfo(dtype).eps
+    values, _ = pool.max_pool(x, (2, 2), (2, 2), (0, 0))
+    exact, _ = pool.max_pool(x.astype(np.float64), (2, 2), (2, 2), (0, 0))
+    assert values.dtype == dtype and (values == exact).all()
+    every = (
+        lambda x: pool.avg_pool(x, (3, 3), (1, 1), (1, 1), False),
+        lambda x: pool.avg_pool_grad(x, (8, 8), (3, 3), (1, 1), (1, 1), False),
+        lambda x: pool.upsample_nearest_grad(x, (4, 4)),
+    )
+    for f in every:
+        ours = f(x)
+        assert ours.dtype == dtype
+        assert (np.abs(ours - f(x.astype(np.float64))) <= 4 * epsilon * f(np.abs(x.astype(np.float64)))).all()
+    big = np.full((1, 1, 4), 6e4, np.float16)
+    assert np.isinf(pool.upsample_nearest_grad(big, (4,))).all()
+
+
+def test_strided_and_read_only_inputs():
+    x = np.random.default_rng(0).standard_normal((4, 2, 4, 6)).transpose(1, 0, 3, 2)[:, ::2]
+    x.flags.writeable = False
+    here = np.ascontiguousarray(x)
+    windows = (2, 2), (2, 2), (0, 0)
+    (values, indices), (expected, at) = pool.max_pool(x, *windows), pool.max_pool(here, *windows)
+    assert (values == expected).all() and (indices == at).all()
+    back = values.transpose(0, 1, 3, 2), indices.transpose(0, 1, 3, 2)
+    assert (pool.pool_gather(x, back[1]) == back[0]).all()
+    assert (pool.pool_scatter(*back, (6, 4)) == pool.pool_scatter(*map(np.ascontiguousarray, back), (6, 4))).all()
+    assert (pool.avg_pool(x, *windows, True) == pool.avg_pool(here, *windows, True)).all()
+    assert (pool.upsample_nearest(x, (2, 1)) == pool.upsample_nearest(here, (2, 1))).all()
+
+
+def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch):
+    x = np.random.default_rng(0).standard_normal((6, 11, 32, 33)).astype(np.float32)
+    windows = (3, 3), (2, 2), (1, 1)
+
+    def results():
+        values, indices = pool.max_pool(x, *windows)
+        yield values
+        yield indices
+        yield pool.pool_scatter(values, indices, x.shape[2:])
+        yield pool.avg_pool(x, *windows, False)
+        yield pool.avg_pool_grad(values, x.shape[2:], *windows, True)
+
+    parallel = list(results())
+    monkeypatch.setattr(_jit, "_forked", True)
+    for ours, then in zip(results(), parallel, strict=True):
+        assert (ours == then).all()
+
+
+def test_one_image_without_a_batch():
+    x = mg.tensor(np.random.default_rng(0).standard_normal((3, 4, 6)))
+    assert ops.max_pool2d(x, 2).shape == ops.avg_pool2d(x, 2).shape == (3, 2, 3)
+
+
+X = (1, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "op", "x", "options", "message"),
+    [
+        (
+            ValueError,
+            ops.max_pool2d,
+            mg.ones(4, 4),
+            (2,),
+            "max_pool2d: expected input of 4 dimensions, 2 of them",
+        ),
+        (ValueError, ops.max_pool2d, mg.ones(X), (0,), "max_pool2d: expected kernel_size to be an int or 2 ints, each"),
+        (ValueError, ops.avg_pool2d, mg.ones(X), (2, 0), "avg_pool2d: expected stride to be an int or 2 ints, each"),
+        (ValueError, ops.avg_pool2d, mg.ones(X), (2, 2, 2), "of at most half the kernel (2, 2); got (2, 2)"),
+        (ValueError, ops.max_pool2d, mg.ones(X), (5,), "max_pool2d: expected windows no larger than the padded input"),
+        (TypeError, ops.max_pool2d, mg.ones(X).long(), (2,), "max_pool2d: expected a floating dtype; got int64"),
+        (
+            TypeError,
+            ops.upsample,
+            mg.ones(X),
+            (1.5,),
+            "expected scale_factor to be an int or 2 ints; got 1.5",
+        ),
+        (ValueError, ops.upsample, mg.ones(4, 4), (2,), "upsample: expected input of 3 dimensions, 1 of them spatial"),
+        (TypeError, ops.upsample, [1.0], (2,), "upsample: expected a tensor; got list"),
+    ],
+)
+def test_errors_say_what_was_expected_and_what_came(kind, op, x, options, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        op(x, *options)
