@@ -125,3 +125,66 @@ def normal_pair(u: Scalar, w: Scalar) -> tuple[Scalar, Scalar]:
     radius = math.sqrt(type(u)(-2) * math.log(type(u)(1) - u))
     angle = type(u)(2 * math.pi) * w
     return radius * math.cos(angle), radius * math.sin(angle)
+
+
+# A step of an optimizer for one element: p the parameter, g its gradient, then its state (some of it may be None), then
+# numbers of the same type. Returned are p and the state after the step.
+
+
+def sgd(
+    p: Scalar, g: Scalar, b: Any, lr: Scalar, momentum: Scalar, gain: Scalar, decay: Scalar, nesterov: Scalar
+) -> Any:
+    """b ← momentum · b + gain · d for d = g + decay · p; p ← p − lr · (b, or d + momentum · b, or without b just d)."""
+    d = g + decay * p
+    if b is not None:
+        b = momentum * b + gain * d
+        d = d + momentum * b if nesterov else b
+    return p - lr * d, b
+
+
+def adam(
+    p: Scalar,
+    g: Scalar,
+    m: Scalar,
+    v: Scalar,
+    lr: Scalar,
+    gain1: Scalar,
+    gain2: Scalar,
+    eps: Scalar,
+    decay: Scalar,
+    shrink: Scalar,
+    rms: Scalar,
+) -> Any:
+    """m, v: running means of g and g²; p ← shrink · p − lr · m / (√v · rms + eps); bias is corrected in lr, rms."""
+    g = g + decay * p
+    m = m + gain1 * (g - m)
+    v = v + gain2 * (g * g - v)
+    return shrink * p - lr * m / (math.sqrt(v) * rms + eps), m, v
+
+
+def rmsprop(
+    p: Scalar,
+    g: Scalar,
+    v: Scalar,
+    a: Any,
+    b: Any,
+    lr: Scalar,
+    gain: Scalar,
+    eps: Scalar,
+    decay: Scalar,
+    momentum: Scalar,
+) -> Any:
+    """v, a: running means of g², g; d = g / (√(v − a²) + eps); p ← p − lr · (d, or b for b ← momentum · b + d)."""
+    g = g + decay * p
+    v = v + gain * (g * g - v)
+    variance = v
+    if a is not None:
+        a = a + gain * (g - a)
+        variance = v - a * a
+        if variance < type(v)(0):  # by rounding
+            variance = type(v)(0)
+    d = g / (math.sqrt(variance) + eps)
+    if b is not None:
+        b = momentum * b + d
+        d = b
+    return p - lr * d, v, a, b

@@ -6,8 +6,10 @@ from minigrad.kernels.cpu.conv import *
 from minigrad.kernels.cpu.elementwise import *
 from minigrad.kernels.cpu.index import *
 from minigrad.kernels.cpu.matmul import *
+from minigrad.kernels.cpu.optim import *
 from minigrad.kernels.cpu.pool import *
 from minigrad.kernels.cpu.random import *
 from minigrad.kernels.cpu.reduce import *
 from minigrad.kernels.cpu.shape import *
 from minigrad.kernels.cpu.softmax import *
+from minigrad.kernels.cpu.spectral import *

@@ -1,0 +1,171 @@
+"""What optimizers have in common: groups of parameters with options, state per parameter, and the order of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from minigrad import _dtypes
+from minigrad._tensor import Tensor
+from minigrad.autograd import enable_grad
+from minigrad.device import kernels
+
+Group = dict[str, Any]
+
+
+class Optimizer:
+    """Parameters in groups, each with its own options, and what the algorithm remembers about every parameter.
+
+    `params`: tensors, or dicts with "params" and options that depart from the defaults. A step skips parameters whose
+    gradient is None. ValueError: no parameters, one twice, one that is no leaf, an option out of range; TypeError: a
+    parameter that holds float16, in which small updates would be lost, or no floats.
+    """
+
+    param_groups: list[Group]
+    state: dict[Tensor, dict[str, Any]]
+
+    def __init__(self, params: Iterable[Tensor] | Iterable[Group], defaults: Group):
+        self.defaults = defaults
+        self.param_groups = []
+        self.state = {}
+        given = list(params)
+        if not given:
+            raise ValueError(f"{type(self).__name__}: expected parameters; got none")
+        for group in given if isinstance(given[0], Mapping) else [{"params": given}]:
+            self.add_param_group(group)  # type: ignore[arg-type]
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Train further parameters: a dict with "params" and options that depart from the defaults."""
+        params = param_group["params"]
+        group = {**self.defaults, **param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
+        who = type(self).__name__
+        if unknown := set(param_group) - {"params", "initial_lr", *self.defaults}:
+            raise ValueError(f"{who}: no option {sorted(unknown)}; there is {', '.join(self.defaults)}")
+        self._check_options(group)
+        known = {id(p) for g in self.param_groups for p in g["params"]}
+        for p in group["params"]:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"{who}: expected tensors; got {type(p).__name__}. Pass module.parameters().")
+            self._check_dtype(p)
+            if not p.is_leaf:
+                raise ValueError(f"{who}: expected leaves; got the output of an op. Optimize what it was made from.")
+            if id(p) in known:
+                raise ValueError(f"{who}: a parameter of shape {p.shape} occurs twice")
+            known.add(id(p))
+        self.param_groups.append(group)
+
+    def _check_options(self, group: Group) -> None:
+        for name in ("lr", "eps", "weight_decay", "momentum"):
+            if not group.get(name, 0.0) >= 0:
+                raise ValueError(f"{type(self).__name__}: expected {name} ≥ 0; got {group[name]}")
+
+    def _check_dtype(self, p: Tensor) -> None:
+        if p.dtype not in (_dtypes.float32, _dtypes.float64):
+            raise TypeError(
+                f"{type(self).__name__}: expected parameters of dtype float32 or float64; got {p.dtype}. Train in "
+                f"float32, and store in float16."
+            )
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, or fill them with zeros."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if set_to_none or p.grad is None:
+                    p.grad = None
+                else:
+                    p.grad = p.grad.detach().zero_()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient, in place; a `closure` is run first, and its loss returned.
+
+        ValueError, TypeError, RuntimeError: a gradient unlike its parameter in shape, dtype, or device.
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            ready = [p for p in group["params"] if p.grad is not None]
+            for p in ready:
+                self._check_gradient(p)
+            for device in dict.fromkeys(p.device for p in ready):
+                self._update(kernels(device), [p for p in ready if p.device == device], group)
+            for p in ready:
+                p.version[0] += 1
+        return loss
+
+    def _check_gradient(self, p: Tensor) -> None:
+        self._check_dtype(p)
+        who, g = f"{type(self).__name__}.step", p.grad
+        assert g is not None
+        if g.shape != p.shape:
+            raise ValueError(f"{who}: expected a gradient of the parameter's shape {p.shape}; got {g.shape}")
+        if g.dtype != p.dtype:
+            raise TypeError(f"{who}: expected a gradient of the parameter's dtype {p.dtype}; got {g.dtype}")
+        if g.device != p.device:
+            raise RuntimeError(f"{who}: expected a gradient on the parameter's device {p.device}; got {g.device}")
+
+    def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+        """One step for parameters on one device, each with a gradient."""
+        raise NotImplementedError(f"{type(self).__name__} defines no _update()")
+
+    def _slot(self, p: Tensor, name: str) -> Any:
+        """The raw array of a parameter's state, zeros at first."""
+        state = self.state.setdefault(p, {})
+        if name not in state:
+            state[name] = Tensor(kernels(p.device).full(p.shape, 0, p.dtype), p.device)
+        return state[name].data
+
+    def _count(self, p: Tensor) -> int:
+        """The number of this step of a parameter, from 1 on."""
+        state = self.state.setdefault(p, {})
+        state["step"] = state.get("step", 0) + 1
+        return int(state["step"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The groups' options, and the state of the parameters, which are numbered through; tensors share memory.
+
+        >>> import minigrad as mg
+        >>> optimizer = mg.optim.SGD(mg.nn.Linear(2, 1).parameters(), lr=0.1)
+        >>> optimizer.state_dict()["param_groups"][0]["params"]
+        [0, 1]
+        """
+        numbers = {p: i for i, p in enumerate(p for group in self.param_groups for p in group["params"])}
+        return {
+            "state": {numbers[p]: dict(state) for p, state in self.state.items()},
+            "param_groups": [{**group, "params": [numbers[p] for p in group["params"]]} for group in self.param_groups],
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Copy options and state from a state dict of the same algorithm, made for as many parameters of such shapes.
+
+        ValueError if the groups or shapes differ.
+        """
+        who, groups = f"{type(self).__name__}.load_state_dict", state_dict["param_groups"]
+        expected = [len(group["params"]) for group in self.param_groups]
+        if (found := [len(group["params"]) for group in groups]) != expected:
+            raise ValueError(f"{who}: expected groups of {expected} parameters; got {found}")
+        pairs = [
+            (number, p)
+            for theirs, ours in zip(groups, self.param_groups, strict=True)
+            for number, p in zip(theirs["params"], ours["params"], strict=True)
+        ]
+        state: dict[Tensor, dict[str, Any]] = {}
+        for number, p in pairs:
+            for name, value in state_dict["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    if value.shape != p.shape:
+                        raise ValueError(f"{who}: expected {name} of shape {p.shape}; got {value.shape}")
+                    value = value.detach().to(dtype=p.dtype, device=p.device).clone()
+                state.setdefault(p, {})[name] = value
+        self.state = state
+        for theirs, ours in zip(groups, self.param_groups, strict=True):
+            ours.update({name: value for name, value in theirs.items() if name != "params"})
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for i, group in enumerate(self.param_groups):
+            options = ", ".join(f"{name}={value}" for name, value in group.items() if name != "params")
+            lines.append(f"  group {i}: {len(group['params'])} parameters, {options}")
+        return "\n".join([*lines, ")"])
