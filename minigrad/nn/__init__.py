@@ -1,45 +1,43 @@
 """Modules: layers, losses and what they are made of. Names, arguments, defaults and state dicts are torch's."""
 
-from minigrad.nn import functional as functional
-from minigrad.nn import init as init
-from minigrad.nn.activation import ELU as ELU
-from minigrad.nn.activation import GELU as GELU
-from minigrad.nn.activation import LeakyReLU as LeakyReLU
-from minigrad.nn.activation import ReLU as ReLU
-from minigrad.nn.activation import Sigmoid as Sigmoid
-from minigrad.nn.activation import SiLU as SiLU
-from minigrad.nn.activation import Softplus as Softplus
-from minigrad.nn.activation import Tanh as Tanh
-from minigrad.nn.container import ModuleList as ModuleList
-from minigrad.nn.container import Sequential as Sequential
-from minigrad.nn.conv import Conv1d as Conv1d
-from minigrad.nn.conv import Conv2d as Conv2d
-from minigrad.nn.conv import Conv3d as Conv3d
-from minigrad.nn.conv import ConvTranspose1d as ConvTranspose1d
-from minigrad.nn.conv import ConvTranspose2d as ConvTranspose2d
-from minigrad.nn.conv import ConvTranspose3d as ConvTranspose3d
+from minigrad.nn import functional as functional, init as init
+from minigrad.nn.activation import (
+    ELU as ELU,
+    GELU as GELU,
+    LeakyReLU as LeakyReLU,
+    ReLU as ReLU,
+    Sigmoid as Sigmoid,
+    SiLU as SiLU,
+    Softplus as Softplus,
+    Tanh as Tanh,
+)
+from minigrad.nn.container import ModuleList as ModuleList, Sequential as Sequential
+from minigrad.nn.conv import (
+    Conv1d as Conv1d,
+    Conv2d as Conv2d,
+    Conv3d as Conv3d,
+    ConvTranspose1d as ConvTranspose1d,
+    ConvTranspose2d as ConvTranspose2d,
+    ConvTranspose3d as ConvTranspose3d,
+)
 from minigrad.nn.dropout import Dropout as Dropout
 from minigrad.nn.embedding import Embedding as Embedding
-from minigrad.nn.flatten import Flatten as Flatten
-from minigrad.nn.flatten import Unflatten as Unflatten
-from minigrad.nn.lazy import LazyConv1d as LazyConv1d
-from minigrad.nn.lazy import LazyConv2d as LazyConv2d
-from minigrad.nn.lazy import LazyConv3d as LazyConv3d
-from minigrad.nn.lazy import LazyLinear as LazyLinear
+from minigrad.nn.flatten import Flatten as Flatten, Unflatten as Unflatten
+from minigrad.nn.lazy import (
+    LazyConv1d as LazyConv1d,
+    LazyConv2d as LazyConv2d,
+    LazyConv3d as LazyConv3d,
+    LazyLinear as LazyLinear,
+)
 from minigrad.nn.linear import Linear as Linear
-from minigrad.nn.loss import BCEWithLogitsLoss as BCEWithLogitsLoss
-from minigrad.nn.loss import CrossEntropyLoss as CrossEntropyLoss
-from minigrad.nn.loss import L1Loss as L1Loss
-from minigrad.nn.loss import MSELoss as MSELoss
-from minigrad.nn.module import Module as Module
-from minigrad.nn.module import Parametrization as Parametrization
-from minigrad.nn.norm import BatchNorm1d as BatchNorm1d
-from minigrad.nn.norm import BatchNorm2d as BatchNorm2d
-from minigrad.nn.parameter import Parameter as Parameter
-from minigrad.nn.parameter import UninitializedParameter as UninitializedParameter
-from minigrad.nn.pooling import AvgPool2d as AvgPool2d
-from minigrad.nn.pooling import MaxPool2d as MaxPool2d
-from minigrad.nn.pooling import Upsample as Upsample
-from minigrad.nn.recurrent import GRUCell as GRUCell
-from minigrad.nn.recurrent import LSTMCell as LSTMCell
-from minigrad.nn.recurrent import RNNCell as RNNCell
+from minigrad.nn.loss import (
+    BCEWithLogitsLoss as BCEWithLogitsLoss,
+    CrossEntropyLoss as CrossEntropyLoss,
+    L1Loss as L1Loss,
+    MSELoss as MSELoss,
+)
+from minigrad.nn.module import Module as Module, Parametrization as Parametrization
+from minigrad.nn.norm import BatchNorm1d as BatchNorm1d, BatchNorm2d as BatchNorm2d
+from minigrad.nn.parameter import Parameter as Parameter, UninitializedParameter as UninitializedParameter
+from minigrad.nn.pooling import AvgPool2d as AvgPool2d, MaxPool2d as MaxPool2d, Upsample as Upsample
+from minigrad.nn.recurrent import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell

@@ -23,9 +23,7 @@ class _Cell(Module):
     bias_ih: Parameter | None
     bias_hh: Parameter | None
 
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, *, dtype: Any = None, device: str = "cpu"
-    ):
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, *, dtype: Any = None, device: str = "cpu"):
         super().__init__()
         self.input_size = input_size
         self.hidden_size = hidden_size
