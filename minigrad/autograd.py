@@ -122,7 +122,11 @@ class Op:
         for name, rule in rules.items():
             if name not in self.inputs:
                 raise TypeError(f"{self.name}.vjp: no input {name!r}; there are {self.inputs}")
-            self.rules[name] = rule, tuple(inspect.signature(rule).parameters)
+            wants = tuple(inspect.signature(rule).parameters)
+            known = {"g", "out", "aux", "i", *self.inputs, *self.attributes, *(f"{x}_shape" for x in self.inputs)}
+            if unknown := [want for want in wants if want not in known]:
+                raise TypeError(f"{self.name}.vjp for {name!r}: nothing is called {unknown}; there are {sorted(known)}")
+            self.rules[name] = rule, wants
 
     def input_name(self, i: int) -> str:
         return self.inputs[min(i, len(self.inputs) - 1)]
@@ -143,9 +147,12 @@ class Op:
                 if x._requires_grad:
                     requiring |= 1 << i
                 raw.append(x.data)
-            else:
+            elif x is None or isinstance(x, bool | int | float):
                 raw.append(x)
-        assert device is not None, f"{self.name}: an op needs at least one tensor"
+            else:
+                raise self._no_tensor(x)
+        if device is None:
+            raise self._no_tensor(inputs[0] if inputs else None)
         k = kernels(device)
         made = self.forward(k, *raw, **attributes)
         out, *byproducts = made if type(made) is tuple else (made,)
@@ -204,9 +211,12 @@ class Op:
                     wanted[want] = want, "shape", -1 if last else self.inputs.index(base)
                 elif want in ("out", "aux"):
                     wanted[want] = want, want, 0
-                else:
-                    assert want in ("g", "i"), f"{self.name}.vjp: nothing is called {want!r}"
         return tuple(wanted.values())
+
+    def _no_tensor(self, x: Any) -> TypeError:
+        return TypeError(
+            f"{self.name}: expected a tensor; got {type(x).__name__}. Make it a tensor with mg.tensor()."
+        )
 
     def _look_for_nan(self, k: Any, inputs: tuple[Any, ...], out: Tensor) -> None:
         tensors = {self.input_name(i): x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
@@ -250,8 +260,8 @@ class Node:
         self.hooks: dict[int, Callable[[Tensor], Tensor | None]] | None = None
         self.retained: weakref.ref[Tensor] | None = None
 
-    def gradients(self, g: Tensor, needed: set[int] | None) -> Iterable[tuple[Node | Tensor, Tensor]]:
-        """(edge, gradient) for each input that needs one."""
+    def gradients(self, g: Tensor, needed: set[int] | None) -> Iterable[tuple[Node | Tensor, Tensor, bool]]:
+        """(edge, gradient, whether nobody else holds the gradient's memory) for each input that needs one."""
         if self.saved is None:
             raise RuntimeError(
                 f"backward a second time through op {self.op.name!r}: what it had saved was freed by the first walk. "
@@ -269,6 +279,7 @@ class Node:
         if "out" in known:
             out = known["out"] = Tensor(known["out"], g.device)
             out.node, out._requires_grad, out.version = self, True, self.versions["out"][0]
+        held = {id(x.data) for x in (*known.values(), *known.get("aux", ())) if isinstance(x, Tensor)}
         for i, edge in enumerate(self.edges):
             if edge is None or (needed is not None and id(edge) not in needed):
                 continue
@@ -284,11 +295,13 @@ class Node:
                     f"{self.op.name}.vjp for {self.op.input_name(i)!r}: expected a gradient of shape {edge.shape}, "
                     f"{edge.dtype}; the rule gave {gradient.shape}, {gradient.dtype}. The rule is wrong."
                 )
-            yield edge, gradient
+            own = id(gradient.data) not in held and not kernels(g.device).is_view(gradient.data)
+            yield edge, gradient, own
 
     def free(self) -> None:
+        """Drop what the rules needed. The edges stay: a later walk must find this node, to say that it was freed."""
         self.saved = None
-        self.edges = []
+        self.versions = {}
 
 
 def _collect(
@@ -321,8 +334,21 @@ def _collect(
 def _run_hooks(hooks: dict[int, Callable[[Tensor], Tensor | None]] | None, g: Tensor) -> Tensor:
     for hook in tuple((hooks or {}).values()):
         replaced = hook(g)
-        g = g if replaced is None else replaced
+        if replaced is None:
+            continue
+        if not isinstance(replaced, Tensor) or replaced.shape != g.shape or replaced.dtype != g.dtype:
+            what = f"{replaced.shape}, {replaced.dtype}" if isinstance(replaced, Tensor) else type(replaced).__name__
+            raise RuntimeError(f"a hook must return None or a gradient of shape {g.shape}, {g.dtype}; got {what}")
+        g = replaced
     return g
+
+
+def _accumulate(tensor: Tensor, g: Tensor, own: bool) -> None:
+    """Add to `grad`. The first gradient is copied unless nobody else can hold its memory: `grad` never aliases."""
+    if tensor.grad is not None:
+        tensor.grad = tensor.grad + g
+    else:
+        tensor.grad = g if own else g.clone()
 
 
 def _walk(
@@ -344,32 +370,28 @@ def _walk(
             give(root.node or root, g, False)
         for node in nodes:
             entry = pending.pop(id(node), None)
-            if entry is not None and (needed is None or id(node) in needed):
+            onward = needed is None or any(id(edge) in needed for edge in node.edges)
+            if entry is not None and (onward or (wanted is not None and id(node) in wanted)):
                 g = _run_hooks(node.hooks, entry[0])
-                if node.retained is not None and (tensor := node.retained()) is not None and wanted is None:
-                    tensor.grad = g
                 if wanted is not None and id(node) in wanted:
                     captured[id(node)] = g
-                k = kernels(g.device)
-                for edge, gradient in node.gradients(g, needed):
-                    if anomaly and k.has_nan(gradient.data):
+                elif wanted is None and node.retained is not None and (tensor := node.retained()) is not None:
+                    _accumulate(tensor, g, own=False)
+                for edge, gradient, own in node.gradients(g, needed) if onward else ():
+                    if anomaly and kernels(g.device).has_nan(gradient.data):
                         raise RuntimeError(f"detect_anomaly: the vjp of op {node.op.name!r} made the first NaN")
-                    give(edge, gradient, gradient.data is not g.data and not k.is_view(gradient.data))
-            if not retain:
+                    give(edge, gradient, own)
+            if onward and not retain:
                 node.free()
         for leaf in leaves:
             entry = pending.pop(id(leaf), None)
             if entry is None or (needed is not None and id(leaf) not in needed):
                 continue
-            g, own = _run_hooks(leaf.hooks, entry[0]), entry[1]
+            g = _run_hooks(leaf.hooks, entry[0])
             if wanted is not None:
                 captured[id(leaf)] = g
-            elif leaf.grad is not None:
-                leaf.grad = leaf.grad + g
-            elif own or g.node is not None:
-                leaf.grad = g
             else:
-                leaf.grad = Tensor(kernels(g.device).copy(g.data), g.device)
+                _accumulate(leaf, g, own=entry[1] and not leaf.hooks)
         if targets is None or wanted is None or needed is None:
             return []
         return [captured.get(w, _zeros(t) if w in needed else None) for t, w in zip(targets, wanted, strict=True)]
