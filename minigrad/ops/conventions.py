@@ -16,7 +16,7 @@ from minigrad.ops.matmul import dot
 from minigrad.ops.reduce import norm, sum
 from minigrad.ops.shape import permute, reshape
 from minigrad.ops.singular import sigma_max
-from minigrad.ops.spectral import ORDERS, _check, divide, normalize_at, rank_one, spectral_sigma, sweep
+from minigrad.ops.spectral import ORDERS, check, divide, normalize_at, rank_one, spectral_sigma, sweep
 
 
 class Point(NamedTuple):
@@ -131,7 +131,7 @@ CONVENTIONS = {
             "fixed_uv",
             "through σ with u, v fixed: the paper's",
             "(G − λ u vᵀ)/σ",
-            "PyTorch (both APIs), Chainer, PaddlePaddle's hook, Flax Linen, Haiku, Equinox, Keras on JAX, BigGAN-PyTorch",
+            "PyTorch (both APIs), Chainer, PaddlePaddle's hook, Flax, Haiku, Equinox, Keras on JAX, BigGAN-PyTorch",
             "frozen",
             _fixed_uv,
         ),
@@ -213,22 +213,22 @@ def apply(
     >>> import minigrad as mg
     >>> from minigrad.ops.conventions import CONVENTIONS, apply
     >>> for name in CONVENTIONS:
-    ...     w = mg.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=mg.float64, requires_grad=True)
-    ...     e = mg.tensor([1.0, 0.0], dtype=mg.float64)
-    ...     apply(name, w, e, e).sum().backward()
-    ...     print(f"{name:16s}", w.grad.numpy().round(2).tolist())
-    fixed_uv         [[-0.11, 0.33], [0.33, 0.33]]
-    detached         [[0.33, 0.33], [0.33, 0.33]]
-    straight_through [[1.0, 1.0], [1.0, 1.0]]
-    projected        [[1.0, 1.0], [1.0, 1.0]]
-    unrolled         [[-0.11, 0.33], [0.19, 0.33]]
-    exact            [[-0.11, 0.33], [0.33, 0.33]]
-    elementwise      [[-0.11, 0.33], [0.33, 0.33]]
+    ...     w = mg.tensor([[3.0, 1.0], [0.0, 2.0]], dtype=mg.float64, requires_grad=True)
+    ...     e = mg.tensor([0.6, 0.8], dtype=mg.float64)
+    ...     apply(name, w, e, e).square().sum().backward()
+    ...     print(f"{name:16s}", w.grad.numpy().round(3).tolist())
+    fixed_uv         [[0.304, -0.339], [-0.587, -0.286]]
+    detached         [[0.744, 0.248], [0.0, 0.496]]
+    straight_through [[2.113, 0.704], [0.0, 1.408]]
+    projected        [[2.113, 0.704], [0.0, 1.408]]
+    unrolled         [[-0.051, -0.31], [-0.284, 0.231]]
+    exact            [[-0.118, -0.178], [-0.207, 0.266]]
+    elementwise      [[0.178, -0.003], [-0.0, -0.175]]
     """
     row = convention(gradient)
     if order not in ORDERS:
         raise ValueError(f"apply: expected order 'uv' or 'vu'; got {order!r}")
-    dim = _check("apply", weight, u, v, dim)
+    dim = check("apply", weight, u, v, dim)
     if sigma is None:
         sigma = spectral_sigma(weight.detach(), u, v, dim)
     return row.normalize(weight, Point(u, v, sigma, dim, n_power_iterations, eps, order))

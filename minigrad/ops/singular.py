@@ -1,7 +1,7 @@
 """The largest singular value of a weight as an op, and its singular pair, whose own derivative makes Hessians true.
 
-σ₁ is differentiable with gradient A₁ = u₁v₁ᵀ; A₁ moves with W, by du v₁ᵀ + u₁ dvᵀ. That map is the Hessian of σ₁ and so its
-own transpose: forward and reverse mode are the same formula.
+σ₁ is differentiable with gradient A₁ = u₁v₁ᵀ; A₁ moves with W, by du v₁ᵀ + u₁ dvᵀ. That map is the Hessian of σ₁ and
+so its own transpose: forward and reverse mode are the same formula.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ _PARALLEL_FROM = 1 << 16  # elements of W
 _ROWS = 32  # rows to a block; a multiple of the four that are read side by side
 _COLUMNS = 512  # columns whose blocks are added up together
 _FLAT = 1 << 13  # elements to a block, where rows do not matter
+_SMALL = 1e-70  # σ whose fourth power is still a normal float64
 
 
 # One pass over W ------------------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
 
 
 def _arranged(w: Array, dim: int, u: Array, v: Array) -> tuple[Array, Array, Array, bool]:
-    """w[p, i, q] in the dtype of the computation, the vectors of its rows and of its columns, and: did they change places?"""
+    """w[p, i, q] in the dtype of the computation, the vectors of its rows and its columns; did they change places?"""
     w = np.ascontiguousarray(w, np.promote_types(w.dtype, np.float32))
     before, m, behind = math.prod(w.shape[:dim]), w.shape[dim], math.prod(w.shape[dim + 1 :])
     if behind == 1:
@@ -203,12 +204,18 @@ def power_iteration(
     w: Array, u: Array, v: Array, n_power_iterations: int, eps: float, dim: int, order: str
 ) -> tuple[Array, Array, Array]:
     """New u and v after some sweeps, and σ = uᵀMv at them."""
-    u, v = np.array(u), np.array(v)
-    matrix, rows, columns, exchanged = _arranged(w, dim, u, v)
+    new_u, new_v = np.array(u), np.array(v)
+    matrix, rows, columns, exchanged = _arranged(w, dim, new_u, new_v)
     sweep = _columns_first if (order == "uv") == exchanged else _rows_first
     for _ in range(n_power_iterations):
         sigma = sweep(matrix, rows, columns, eps)
-    return u, v, np.asarray(sigma, u.dtype)
+    if not _SMALL < sigma < 1 / _SMALL:  # only a float64 weight can have come out of range: bring its largest entry to 1
+        exponent = int(np.frexp(np.abs(matrix).max())[1])
+        if exponent:
+            scaled = np.ldexp(matrix, -exponent).reshape(w.shape)
+            new_u, new_v, sigma = power_iteration(scaled, u, v, n_power_iterations, eps, dim, order)
+            sigma = np.ldexp(sigma, exponent)
+    return new_u, new_v, np.asarray(sigma, u.dtype)
 
 
 def spectral_sigma(w: Array, u: Array, v: Array, dim: int) -> Array:
@@ -239,7 +246,7 @@ def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim:
 
 def rank_one(c: Array, u: Array, v: Array, shape: tuple[int, ...], dim: int, dtype: Any) -> Array:
     """c u vᵀ in the layout of W."""
-    before, m = math.prod(shape[:dim]), shape[dim]
+    before = math.prod(shape[:dim])
     with np.errstate(all="ignore"):
         return ((c * u)[None, :, None] * v.reshape(before, 1, -1)).reshape(shape).astype(dtype, copy=False)
 
@@ -293,5 +300,6 @@ def turned_pair(d: Array, left: Array, values: Array, right: Array, dim: int) ->
 def singular_values(w: Array, k: int, dim: int) -> Array:
     """The k largest singular values of M, in the dtype of u and v; NaN if W is not finite."""
     matrix = _matrix(w, dim)
-    values = np.linalg.svd(matrix, compute_uv=False) if np.isfinite(matrix).all() else np.full(min(matrix.shape), np.nan)
+    finite = np.isfinite(matrix).all()
+    values = np.linalg.svd(matrix, compute_uv=False) if finite else np.full(min(matrix.shape), np.nan)
     return values[:k].astype(np.promote_types(w.dtype, np.float32))
