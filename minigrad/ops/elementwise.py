@@ -17,7 +17,7 @@ import numpy as np
 from minigrad import _dtypes
 from minigrad._tensor import Number, Tensor, method
 from minigrad.autograd import Op, Rule, primitive
-from minigrad.ops.creation import full_like, zeros_like
+from minigrad.ops.creation import zeros_like
 
 Operand = Tensor | Number
 
@@ -37,10 +37,10 @@ def to_dtype(x: Tensor, dtype: Any) -> Tensor:
 
 def operands(name: str, *xs: Any, dtype: Any = None) -> list[Any]:
     """Operands ready for an op: tensors cast to the dtype they meet in, numbers as they are, shapes that broadcast."""
+    if any(isinstance(x, np.generic) for x in xs):  # np.float64 is a float, and would decide the dtype
+        xs = tuple(x.item() if isinstance(x, np.generic) else x for x in xs)
     for x in xs:
         if not isinstance(x, Tensor | bool | int | float):
-            if isinstance(x, np.bool_ | np.number):
-                return operands(name, *[y.item() if isinstance(y, np.generic) else y for y in xs], dtype=dtype)
             raise TypeError(
                 f"{name}: expected tensors and numbers; got {type(x).__name__}. Make it a tensor with mg.tensor()."
             )
@@ -58,6 +58,13 @@ def operands(name: str, *xs: Any, dtype: Any = None) -> list[Any]:
     if not tensors:
         ready[0] = Tensor(np.asarray(ready[0], meet))
     return ready
+
+
+def _countable(name: str, xs: list[Any]) -> list[Any]:
+    """The operands themselves, or TypeError if they are bool tensors."""
+    if any(isinstance(x, Tensor) and x.dtype == _dtypes.bool_ for x in xs):
+        raise TypeError(f"{name}: not defined for bool tensors. Convert with to(mg.int64), or use the logical ~ & |.")
+    return xs
 
 
 def floating(x: Tensor) -> Tensor:
@@ -107,20 +114,23 @@ _add.vjp(x=lambda g: g, y=lambda g: g)
 _sub.vjp(x=lambda g: g, y=lambda g: -g)
 _mul.vjp(x=lambda g, y: g * y, y=lambda g, x: g * x)
 _div.vjp(x=lambda g, y: g / y, y=lambda g, y, out: -g * out / y)
-_pow.vjp(x=lambda g, x, y: g * _power_slope(x, y), y=lambda g, x, out: g * _exponent_slope(x, out))
+_pow.vjp(x=lambda g, x, y: g * _power_slope(x, y), y=lambda g, x, y, out: g * _exponent_slope(x, y, out))
 
 
-def _power_slope(x: Any, y: Any) -> Any:
-    """y xʸ⁻¹, and 0 where y is 0 (also at x = 0, where the formula would say 0 · ∞)."""
+def _power_slope(x: Tensor, y: Any) -> Tensor:
+    """y xʸ⁻¹, and 0 at x = y = 0, where the formula would say 0 · ∞."""
     if not isinstance(y, Tensor):
         return y * pow(x, y - 1) if y else zeros_like(x)
-    return where(y == 0, 0.0, y * pow(x, where(y == 0, 1.0, y - 1)))
+    return y * pow(where((x == 0) & (y == 0), 1.0, x), y - 1)
 
 
-def _exponent_slope(x: Any, out: Tensor) -> Tensor:
-    """xʸ log x, and 0 where xʸ is 0."""
-    logarithm = log(x) if isinstance(x, Tensor) else (math.log(x) if x > 0 else -math.inf if x == 0 else math.nan)
-    return where(out == 0, 0.0, out * logarithm)
+def _exponent_slope(x: Any, y: Tensor, out: Tensor) -> Tensor:
+    """xʸ log x, and 0 at x = 0 ≤ y, where the formula would say 0 · ∞."""
+    if isinstance(x, Tensor):
+        return out * log(where((x == 0) & (y >= 0), 1.0, x))
+    if x == 0:
+        return where(y >= 0, 0.0, -out)
+    return out * (math.log(x) if x > 0 else math.nan)
 
 
 @method()
@@ -136,13 +146,13 @@ def add(x: Operand, y: Operand) -> Tensor:
 
 @method()
 def sub(x: Operand, y: Operand) -> Tensor:
-    """x − y, broadcast.
+    """x − y, broadcast. TypeError for two bool tensors.
 
     >>> import minigrad as mg
     >>> mg.sub(3, mg.tensor([1.0, 2.0]))
     tensor([2., 1.])
     """
-    return _sub(*operands("sub", x, y))
+    return _sub(*_countable("sub", operands("sub", x, y)))
 
 
 @method()
@@ -165,21 +175,20 @@ def div(x: Operand, y: Operand) -> Tensor:
     >>> mg.div(mg.tensor([1, 2]), 2)
     tensor([0.5, 1. ])
     """
-    meet = _dtypes.result_type(x, y)
-    return _div(*operands("div", x, y, dtype=meet if meet.kind == "f" else _dtypes.float32))
+    return _div(*(floating(a) if isinstance(a, Tensor) else a for a in operands("div", x, y)))
 
 
 @method()
 def pow(x: Operand, y: Operand) -> Tensor:
-    """xʸ, broadcast. ∂/∂x = y xʸ⁻¹ (0 where y = 0), ∂/∂y = xʸ log x (0 where xʸ = 0).
+    """xʸ, broadcast. ∂/∂x = y xʸ⁻¹ (0 at x = y = 0), ∂/∂y = xʸ log x (0 at x = 0 ≤ y).
 
-    ValueError for an integer tensor raised to a negative integer.
+    ValueError for an integer tensor raised to a negative integer; TypeError for two bool tensors.
 
     >>> import minigrad as mg
     >>> mg.pow(mg.tensor([2.0, 3.0]), 2)
     tensor([4., 9.])
     """
-    ready = operands("pow", x, y)
+    ready = _countable("pow", operands("pow", x, y))
     if ready[0].dtype.kind == "i" if isinstance(ready[0], Tensor) else isinstance(ready[0], int):
         smallest = y if not isinstance(y, Tensor) else y.data.min(initial=0) if y.dtype.kind == "i" else 0
         if smallest < 0:
@@ -206,7 +215,7 @@ def unary(
         @functools.wraps(forward)
         def function(x: Tensor) -> Tensor:
             (x,) = operands(op.name, x)
-            return op(x if keeps_integers else floating(x))
+            return op(_countable(op.name, [x])[0] if keeps_integers else floating(x))
 
         del function.__wrapped__  # its signature is not the forward's
         return method(op.name, *symbols)(function)
@@ -407,11 +416,9 @@ def where(condition: Tensor, x: Operand, y: Operand) -> Tensor:
     if not isinstance(condition, Tensor) or condition.dtype != _dtypes.bool_:
         found = getattr(condition, "dtype", type(condition).__name__)
         raise TypeError(f"where: expected a bool tensor as condition; got {found}. Compare first, e.g. x > 0.")
-    meet = _dtypes.result_type(x, y)
-    ready = [to_dtype(a, meet) if isinstance(a, Tensor) else a for a in (x, y)]
-    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
-        ready = [full_like(condition, x, dtype=meet), full_like(condition, y, dtype=meet)]
-    operands("where", condition, *(a for a in ready if isinstance(a, Tensor)))
+    ready = operands("where", x, y)
+    operands("where", condition, *(a for a in ready if isinstance(a, Tensor)))  # do all three broadcast?
+    meet = next(a.dtype for a in ready if isinstance(a, Tensor))
     return to_dtype(_where(condition, *ready), meet)
 
 
@@ -446,7 +453,7 @@ def minimum(x: Operand, y: Operand) -> Tensor:
 def clip(x: Tensor, min: Number | None = None, max: Number | None = None) -> Tensor:
     """x limited to [min, max]; either may be None. The derivative is 1 inside and at the edges, 0 outside.
 
-    ValueError if both are None.
+    ValueError if both are None; TypeError for bounds that are not numbers and for bool tensors.
 
     >>> import minigrad as mg
     >>> mg.clip(mg.tensor([-2.0, 0.5, 9.0]), 0, 1)
@@ -454,13 +461,17 @@ def clip(x: Tensor, min: Number | None = None, max: Number | None = None) -> Ten
     """
     if min is None and max is None:
         raise ValueError("clip: expected min, max or both; got neither")
-    return _clip(x, low=min, high=max)
+    low, high = (b.item() if isinstance(b, np.generic) else b for b in (min, max))
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        raise TypeError("clip: expected numbers as bounds; got a tensor. Use maximum and minimum.")
+    ready = operands("clip", x, *(b for b in (low, high) if b is not None))
+    return _clip(*_countable("clip", ready[:1]), low=low, high=high)
 
 
 # Questions: bool results, no gradient --------------------------------------------------------------------------------
 
 
-def _question(symbol: str) -> Callable[[Callable[..., Any]], Callable[[Operand, Operand], Tensor]]:
+def _question(*symbols: str) -> Callable[[Callable[..., Any]], Callable[[Operand, Operand], Tensor]]:
     def decorate(forward: Callable[..., Any]) -> Callable[[Operand, Operand], Tensor]:
         op = Op(forward)
 
@@ -469,7 +480,7 @@ def _question(symbol: str) -> Callable[[Callable[..., Any]], Callable[[Operand, 
             return op(*operands(op.name, x, y))
 
         del function.__wrapped__
-        return method(op.name, symbol)(function)
+        return method(op.name, *symbols)(function)
 
     return decorate
 
@@ -540,7 +551,7 @@ def ge(k: Any, x: Any, y: Any) -> Any:
     return k.ge(x, y)
 
 
-@_question("__and__")
+@_question()
 def logical_and(k: Any, x: Any, y: Any) -> Any:
     """Both, elementwise.
 
@@ -551,7 +562,7 @@ def logical_and(k: Any, x: Any, y: Any) -> Any:
     return k.logical_and(x, y)
 
 
-@_question("__or__")
+@_question()
 def logical_or(k: Any, x: Any, y: Any) -> Any:
     """Either, elementwise.
 
@@ -562,21 +573,18 @@ def logical_or(k: Any, x: Any, y: Any) -> Any:
     return k.logical_or(x, y)
 
 
-def _test(*names: str) -> Callable[[Callable[..., Any]], Callable[[Tensor], Tensor]]:
-    def decorate(forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
-        op = Op(forward)
+def _test(forward: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
+    op = Op(forward)
 
-        @functools.wraps(forward)
-        def function(x: Tensor) -> Tensor:
-            return op(*operands(op.name, x))
+    @functools.wraps(forward)
+    def function(x: Tensor) -> Tensor:
+        return op(*operands(op.name, x))
 
-        del function.__wrapped__
-        return method(op.name, *names)(function)
-
-    return decorate
+    del function.__wrapped__
+    return method(op.name)(function)
 
 
-@_test("__invert__")
+@_test
 def logical_not(k: Any, x: Any) -> Any:
     """Not, elementwise.
 
@@ -587,7 +595,7 @@ def logical_not(k: Any, x: Any) -> Any:
     return k.logical_not(x)
 
 
-@_test()
+@_test
 def isnan(k: Any, x: Any) -> Any:
     """Is it NaN?
 
@@ -598,7 +606,7 @@ def isnan(k: Any, x: Any) -> Any:
     return k.isnan(x)
 
 
-@_test()
+@_test
 def isfinite(k: Any, x: Any) -> Any:
     """Is it neither NaN nor infinite?
 
@@ -607,3 +615,21 @@ def isfinite(k: Any, x: Any) -> Any:
     tensor([ True, False])
     """
     return k.isfinite(x)
+
+
+def _logical(op: Callable[..., Tensor], *symbols: str) -> None:
+    """Attach a function as an operator on bool tensors; on integers it would be taken for a bitwise one."""
+
+    def operator(*operands: Operand) -> Tensor:
+        for x in operands:
+            if x.dtype != _dtypes.bool_ if isinstance(x, Tensor) else not isinstance(x, bool):
+                found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise TypeError(f"{op.__name__}: expected bool tensors; got {found}. Use mg.{op.__name__}().")
+        return op(*operands)
+
+    method(*symbols)(operator)
+
+
+_logical(logical_and, "__and__", "__rand__")
+_logical(logical_or, "__or__", "__ror__")
+_logical(logical_not, "__invert__")

@@ -10,7 +10,7 @@ from numba import prange
 
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu._jit import helper, jit
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
 
@@ -25,7 +25,21 @@ def _quiet(ufunc: Any) -> Callable[..., Array]:
     return kernel
 
 
-add, sub, mul, div = map(_quiet, (np.add, np.subtract, np.multiply, np.true_divide))
+def _arithmetic(ufunc: Any) -> Callable[..., Array]:
+    """The same for two operands; a number met by float16 takes part in float32, as that rounds but once."""
+
+    def kernel(x: Any, y: Any) -> Array:
+        with np.errstate(all="ignore"):
+            if isinstance(x, int | float) and y.dtype == np.float16:
+                return np.asarray(ufunc(np.float32(x), y), np.float16)
+            if isinstance(y, int | float) and x.dtype == np.float16:
+                return np.asarray(ufunc(x, np.float32(y)), np.float16)
+            return np.asarray(ufunc(x, y))
+
+    return kernel
+
+
+add, sub, mul, div, _power = map(_arithmetic, (np.add, np.subtract, np.multiply, np.true_divide, np.power))
 neg, abs, sign, square, reciprocal = map(_quiet, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
 exp, log, log1p, expm1, sqrt = map(_quiet, (np.exp, np.log, np.log1p, np.expm1, np.sqrt))
 sin, cos, tanh = map(_quiet, (np.sin, np.cos, np.tanh))
@@ -42,9 +56,6 @@ def pow(x: Any, y: Any) -> Array:
     if isinstance(y, int | float) and y == 2:
         return square(x)
     return _power(x, y)
-
-
-_power = _quiet(np.power)
 
 
 def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
@@ -70,7 +81,7 @@ def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
         flat = [np.ascontiguousarray(a, dtype).reshape(-1) for a in operands[:arrays]]
         out = np.empty(x.shape, dtype)
         elementwise(out.reshape(-1), *flat, *operands[arrays:])
-        return out if dtype == x.dtype else out.astype(x.dtype)
+        return out if dtype == x.dtype else cast(out, x.dtype)
 
     return kernel
 
