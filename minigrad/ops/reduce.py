@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from typing import Any, NamedTuple
 
+from minigrad import _dtypes
 from minigrad._tensor import Tensor, method
 from minigrad.autograd import Op, primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops._arguments import Dim
-from minigrad.ops.elementwise import abs as _abs
-from minigrad.ops.elementwise import eq, ne, pow, sqrt, square, to_dtype, where
+from minigrad.ops.elementwise import abs as _abs, eq, isfinite, ne, pow, square, to_dtype, where
 from minigrad.ops.index import gather
 from minigrad.ops.shape import _slice, expand, flip, reshape
 
@@ -48,7 +49,7 @@ def _cumsum(k: Any, x: Any, *, dim: int) -> Any:
 
 
 _sum.vjp(x=lambda g, x_shape, dims: expand(_restore(g, x_shape, dims), *x_shape))
-_norm.vjp(x=lambda g, x, out, dims: x * _restore(_over_norm(g, out), x.shape, dims))
+_norm.vjp(x=lambda g, x, out, dims: _direction(x, _restore(out, x.shape, dims)) * _restore(g, x.shape, dims))
 _amax.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
 _amin.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
 _cumsum.vjp(x=lambda g, dim: flip(_cumsum(flip(g, dim), dim=dim), dim))
@@ -59,10 +60,10 @@ def _restore(g: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor
     return reshape(g, *[1 if d in dims else n for d, n in enumerate(shape)])
 
 
-def _over_norm(g: Tensor, norm: Tensor) -> Tensor:
-    """g / ‖x‖, and 0 where x = 0: the subgradient of smallest norm."""
+def _direction(x: Tensor, norm: Tensor) -> Tensor:
+    """x / ‖x‖, and 0 where x = 0: the subgradient of smallest norm."""
     zero = eq(norm, 0)
-    return where(zero, 0.0, g / where(zero, 1.0, norm))
+    return where(zero, 0.0, x / where(zero, 1.0, norm))
 
 
 def _to_extrema(g: Tensor, x: Tensor, out: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -96,12 +97,12 @@ def mean(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
     tensor(2.)
     """
     _needs_floats("mean", x)
-    return sum(x, dim, keepdim) / _count(x, arguments.dims("mean", x, dim))
+    return to_dtype(sum(_wide(x), dim, keepdim) / _count(x, arguments.dims("mean", x, dim)), x.dtype)
 
 
 @method()
 def var(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Tensor:
-    """Σ (x − mean)² / (n − correction) over `dim`, in two passes.
+    """Σ (x − mean)² / (n − correction) over `dim`, in two passes; NaN where that is 0/0.
 
     >>> import minigrad as mg
     >>> mg.var(mg.tensor([1.0, 3.0]))
@@ -109,20 +110,32 @@ def var(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) 
     """
     _needs_floats("var", x)
     along = arguments.dims("var", x, dim)
-    freedom = _count(x, along) - correction
-    total = sum(square(x - mean(x, along, keepdim=True)), along, keepdim)
-    return total / freedom if freedom > 0 else total * math.nan
+    total = sum(square(_deviation(x, along)), along, keepdim)
+    return to_dtype(total / builtins.max(0, _count(x, along) - correction), x.dtype)
 
 
 @method()
 def std(x: Tensor, dim: Dim = None, correction: int = 1, keepdim: bool = False) -> Tensor:
-    """√var.
+    """√var, as a norm of the deviations; its derivative where all of them are 0 is 0.
 
     >>> import minigrad as mg
     >>> mg.std(mg.tensor([1.0, 3.0]))
     tensor(1.4142)
     """
-    return sqrt(var(x, dim, correction, keepdim))
+    _needs_floats("std", x)
+    along = arguments.dims("std", x, dim)
+    size = norm(_deviation(x, along), 2.0, along, keepdim)
+    return to_dtype(size / math.sqrt(builtins.max(0, _count(x, along) - correction)), x.dtype)
+
+
+def _deviation(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    wide = _wide(x)
+    return wide - mean(wide, dims, keepdim=True)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Float16 as float32, to compute in; all else as it is."""
+    return to_dtype(x, _dtypes.float32) if x.dtype == _dtypes.float16 else x
 
 
 @method()
@@ -228,16 +241,18 @@ def _place(op: Op, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
 
 @method()
 def prod(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
-    """Π x over `dim`, as a tree of products: exact derivatives of every order also where factors are 0.
+    """Π x over `dim`, as a tree of products: exact derivatives of every order also where factors are 0; bools in int64.
 
     >>> import minigrad as mg
     >>> mg.prod(mg.tensor([2.0, 3.0, 4.0]))
     tensor(24.)
     """
-    for d in arguments.dims("prod", x, dim):
-        x = _prod_along(x, d)
-    drop = arguments.dims("prod", x, dim)
-    return x if keepdim else reshape(x, *[n for d, n in enumerate(x.shape) if d not in drop])
+    along = arguments.dims("prod", x, dim)
+    product = to_dtype(x, _dtypes.int64) if x.dtype == _dtypes.bool_ else _wide(x)
+    for d in along:
+        product = _prod_along(product, d)
+    rest = [n for d, n in enumerate(product.shape) if keepdim or d not in along]
+    return to_dtype(reshape(product, *rest), x.dtype if x.dtype.kind == "f" else _dtypes.int64)
 
 
 def _prod_along(x: Tensor, dim: int) -> Tensor:
@@ -258,7 +273,7 @@ def _prod_along(x: Tensor, dim: int) -> Tensor:
 
 @method()
 def norm(x: Tensor, p: float = 2.0, dim: Dim = None, keepdim: bool = False) -> Tensor:
-    """(Σ|x|ᵖ)^{1/p} over `dim`; p = inf is max|x|. The Euclidean norm neither overflows nor vanishes; ‖·‖′(0) = 0.
+    """(Σ|x|ᵖ)^{1/p} over `dim`; p = inf is max|x|. No power overflows or vanishes; ‖·‖′(0) = 0.
 
     ValueError unless p > 0.
 
@@ -270,17 +285,19 @@ def norm(x: Tensor, p: float = 2.0, dim: Dim = None, keepdim: bool = False) -> T
     along = arguments.dims("norm", x, dim)
     if not p > 0:
         raise ValueError(f"norm: expected p > 0; got {p}")
-    if not along or p == 1:
-        return sum(_abs(x), along, keepdim)
-    if p == 2:
+    if p == 2 and along:
         return _norm(x, dims=along, keepdim=keepdim)
-    size = amax(_abs(x), along, keepdim=True)
     if p == math.inf:
-        return size if keepdim else amax(_abs(x), along)
-    zero = eq(size, 0)
-    total = sum(pow(_abs(x), p), along, keepdim=True)
-    root = where(zero, 0.0, pow(where(zero, 1.0, total), 1 / p))
-    return root if keepdim else sum(root, along)
+        return amax(_abs(x), along, keepdim)
+    if p == 1 or not along or not _count(x, along):
+        return sum(_abs(x), along, keepdim)
+    size = _abs(_wide(x))
+    peak = amax(size.detach(), along, keepdim=True)
+    zero = eq(peak, 0)
+    scale = where(zero | ~isfinite(peak), 1.0, peak)  # ‖x‖ = c ‖x/c‖ for any c, which is therefore a constant
+    total = sum(pow(size / scale, p), along, keepdim=True)
+    root = where(zero, 0.0, scale * pow(where(zero, 1.0, total), 1 / p))
+    return to_dtype(root if keepdim else sum(root, along), x.dtype)
 
 
 @method()

@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import jit
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
 _PARALLEL_FROM = 1 << 16
@@ -71,12 +71,13 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
             parts = np.empty(rows.shape[0])
             _sum_rows(rows, parts)
             out = np.empty(1)
-            _sum_rows(np.append(parts, tail.sum(dtype=np.float64)).reshape(1, -1), out)
-            out = out.astype(work.dtype)
+            with np.errstate(all="ignore"):
+                parts = np.append(parts, tail.sum(dtype=np.float64))
+            _sum_rows(parts.reshape(1, -1), out)
         else:
             out = np.empty(rows.shape[0], work.dtype)
             _sum_rows(rows, out)
-    return out.reshape(shape).astype(x.dtype, copy=False)
+    return cast(out.reshape(shape), x.dtype)
 
 
 def _split(row: Array) -> tuple[Array, Array]:
