@@ -123,9 +123,9 @@ def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
             [3.]])
     """
     at = arguments.dim("gather", x, dim)
+    arguments.integers("gather", index, x.shape[at])
     if index.ndim != x.ndim or any(n > m for d, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if d != at):
         raise ValueError(f"gather: an index of shape {index.shape} does not fit x of shape {x.shape} along dim {at}")
-    arguments.integers("gather", index, x.shape[at])
     return _gather(x, index, dim=at)
 
 

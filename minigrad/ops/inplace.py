@@ -20,15 +20,26 @@ def write(name: str, x: Tensor, index: Any, value: Tensor | Number) -> None:
             f"Do it under mg.no_grad(), or use an op that returns a new tensor."
         )
     if isinstance(value, Tensor):
+        if value.requires_grad and is_grad_enabled():
+            raise RuntimeError(
+                f"{name}: in-place changes are not differentiable, and the value (shape {value.shape}) requires grad. "
+                f"Give it value.detach(), or use an op that returns a new tensor, such as where, cat or stack."
+            )
         if value.dtype != x.dtype:
             raise TypeError(f"{name}: expected a value of dtype {x.dtype}; got {value.dtype}. Convert it with to().")
         if value.device != x.device:
             raise RuntimeError(f"{name}: expected a value on {x.device}; got {value.device}. Move it with to().")
     elif not isinstance(value, bool | int | float | np.number):
         raise TypeError(f"{name}: expected a tensor or a number; got {type(value).__name__}")
+    k = kernels(x.device)
+    if not k.is_writable(x.data):
+        raise RuntimeError(
+            f"{name}: the memory of this tensor (shape {x.shape}) is read-only: an expanded view, or an array that "
+            f"forbids writing. Write to a clone()."
+        )
     raw = value.data if isinstance(value, Tensor) else value
     try:
-        kernels(x.device).assign(x.data, index, raw)
+        k.assign(x.data, index, raw)
     except ValueError:
         raise ValueError(
             f"{name}: a value of shape {getattr(raw, 'shape', ())} does not broadcast into shape {x.shape}"

@@ -20,7 +20,8 @@ def to_host(x: Array) -> Array:
 
 
 def full(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
-    return np.full(shape, value, dtype)
+    with np.errstate(all="ignore"):
+        return np.full(shape, value, dtype)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -41,12 +42,18 @@ def copy(x: Array) -> Array:
 
 def cast(x: Array, dtype: Any) -> Array:
     with np.errstate(all="ignore"):
-        return x.astype(dtype)
+        return x.astype(dtype, copy=False)
 
 
 def assign(x: Array, index: Any, value: Any) -> None:
     """x[index] = value, in place."""
-    x[index] = value
+    with np.errstate(all="ignore"):
+        x[index] = value
+
+
+def is_writable(x: Array) -> bool:
+    """May the memory be changed? Not if several elements share it (`expand`), or if its owner forbids it."""
+    return x.flags.writeable
 
 
 def is_view(x: Array) -> bool:

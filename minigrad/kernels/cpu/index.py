@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cpu._jit import jit
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, cast
 
 
 def getitem(x: Array, index: Any) -> Array:
-    """x[index]; a view for slices and integers."""
-    return np.asarray(x[index])
+    """x[index] for slices and integers: a view, also of one element (for which NumPy alone makes a scalar)."""
+    return x[index if Ellipsis in index else (*index, Ellipsis)]
 
 
 def setitem_zeros(g: Array, shape: tuple[int, ...], index: Any) -> Array:
@@ -41,7 +41,7 @@ def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
     rows = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
     wide = np.zeros((extent, rows.shape[1]), np.float32 if g.dtype == np.float16 else g.dtype)
     _add_rows(wide, np.ascontiguousarray(index), rows.astype(wide.dtype, copy=False))
-    out = wide.astype(g.dtype, copy=False).reshape(extent, *moved.shape[1:])
+    out = cast(wide, g.dtype).reshape(extent, *moved.shape[1:])
     return np.ascontiguousarray(np.moveaxis(out, 0, dim))
 
 
