@@ -22,11 +22,14 @@ _DEFAULT = {"b": bool_, "i": int64, "f": float32}  # what a Python number become
 
 def check(dtype: Any, who: str) -> np.dtype[Any]:
     """The dtype as a NumPy dtype, or a TypeError that lists the five."""
-    found = np.dtype(dtype)
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = dtype
     if found not in DTYPES:
         raise TypeError(
             f"{who}: expected a dtype out of {', '.join(map(str, DTYPES))}; got {found}. Convert it first, "
-            f"for example with dtype=mg.{'float32' if found.kind in 'fc' else 'int64'}."
+            f"for example with dtype=mg.{'int64' if getattr(found, 'kind', 'f') in 'iu' else 'float32'}."
         )
     return found
 

@@ -12,9 +12,11 @@ Dim = int | Sequence[int] | None
 
 def dim(name: str, x: Any, d: int, extra: int = 0) -> int:
     """One dimension as a non-negative int. IndexError if it is out of range; `extra`: how many more than x has."""
-    n = x.ndim + extra
+    n = tensor(name, x).ndim + extra
     if not isinstance(d, int) or isinstance(d, bool):
         raise TypeError(f"{name}: expected dim to be an int; got {d!r}")
+    if not n:
+        raise IndexError(f"{name}: a 0-d tensor has no dim {d}")
     if not -n <= d < n:
         raise IndexError(f"{name}: expected dim in [{-n}, {n - 1}] for a tensor of shape {x.shape}; got {d}")
     return d % n
@@ -23,21 +25,24 @@ def dim(name: str, x: Any, d: int, extra: int = 0) -> int:
 def dims(name: str, x: Tensor, d: Dim) -> tuple[int, ...]:
     """Dimensions, sorted and distinct; None or () means all of them."""
     if d is None or (not isinstance(d, int) and len(d) == 0):
-        return tuple(range(x.ndim))
+        return tuple(range(tensor(name, x).ndim))
     found = sorted(dim(name, x, i) for i in ([d] if isinstance(d, int) else d))
     if len(set(found)) < len(found):
         raise IndexError(f"{name}: expected distinct dims; got {d}")
     return tuple(found)
 
 
-def shape(name: str, sizes: Sequence[Any]) -> tuple[int, ...]:
-    """`f(2, 3)`, `f((2, 3))` and `f([2, 3])` as (2, 3)."""
-    if len(sizes) == 1 and not isinstance(sizes[0], int):
+def shape(name: str, sizes: Sequence[Any], least: int | None = None) -> tuple[int, ...]:
+    """`f(2, 3)`, `f((2, 3))` and `f([2, 3])` as (2, 3). ValueError if one is below `least`."""
+    if len(sizes) == 1 and not hasattr(sizes[0], "__index__"):
         sizes = sizes[0]
     try:
-        return tuple(n.__index__() for n in sizes)
+        found = tuple(n.__index__() for n in sizes)
     except (AttributeError, TypeError):
-        raise TypeError(f"{name}: expected a shape of ints; got {tuple(sizes)}") from None
+        raise TypeError(f"{name}: expected a shape of ints; got {sizes!r}") from None
+    if least is not None and min(found, default=least) < least:
+        raise ValueError(f"{name}: expected extents of at least {least}; got {found}")
+    return found
 
 
 def tensor(name: str, x: Any, what: str = "a tensor") -> Tensor:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import _dtypes, _random
-from minigrad import device as devices
+from minigrad import _dtypes, _random, device as devices
 from minigrad._random import Generator
 from minigrad._tensor import Number, Tensor
 from minigrad.ops import _arguments as arguments
@@ -36,13 +35,15 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
         host = np.asarray(data)
     except ValueError as error:
         raise ValueError(f"tensor: expected numbers or nested sequences of equal length: {error}") from None
-    if dtype is None and not typed:
-        if host.dtype.kind == "O":
-            raise TypeError(f"tensor: expected numbers; got {type(data).__name__} of {host.reshape(-1)[:1]}")
-        dtype = _dtypes.float32 if host.dtype.kind == "f" else None
+    if host.dtype.kind not in "biuf":
+        raise TypeError(f"tensor: expected real numbers; got {type(data).__name__}, in NumPy's terms {host.dtype}")
+    if dtype is None and not typed and host.dtype.kind == "f":
+        dtype = _dtypes.float32
     dtype = _dtypes.check(host.dtype if dtype is None else dtype, "tensor")
     where = devices.check("cpu" if device is None else device, "tensor")
-    return Tensor(devices.kernels(where).from_host(host.astype(dtype, copy=False)), where, requires_grad)
+    with np.errstate(all="ignore"):  # overflow to infinity, NaN to an integer
+        host = host.astype(dtype, copy=False)
+    return Tensor(devices.kernels(where).from_host(host), where, requires_grad)
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
@@ -58,7 +59,7 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"from_numpy: expected a NumPy array; got {type(array).__name__}. Use mg.tensor().")
     _dtypes.check(array.dtype, "from_numpy")
-    return Tensor(array)
+    return Tensor(np.asarray(array))
 
 
 def from_dlpack(x: Any) -> Tensor:
@@ -82,7 +83,7 @@ def full(
     """
     wanted = _dtypes.check(_dtypes.of_number(fill_value) if dtype is None else dtype, "full")
     where = devices.check(device, "full")
-    sizes = arguments.shape("full", [shape])
+    sizes = arguments.shape("full", [shape], 0)
     return Tensor(devices.kernels(where).full(sizes, fill_value, wanted), where, requires_grad)
 
 
@@ -93,7 +94,7 @@ def zeros(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bo
     >>> mg.zeros(2)
     tensor([0., 0.])
     """
-    return full(arguments.shape("zeros", shape), 0.0, dtype=dtype, device=device, requires_grad=requires_grad)
+    return full(arguments.shape("zeros", shape, 0), 0.0, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def ones(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -103,7 +104,7 @@ def ones(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: boo
     >>> mg.ones(2)
     tensor([1., 1.])
     """
-    return full(arguments.shape("ones", shape), 1.0, dtype=dtype, device=device, requires_grad=requires_grad)
+    return full(arguments.shape("ones", shape, 0), 1.0, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def empty(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -115,7 +116,7 @@ def empty(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bo
     """
     where = devices.check(device, "empty")
     wanted = _dtypes.check(_dtypes.float32 if dtype is None else dtype, "empty")
-    return Tensor(devices.kernels(where).empty(arguments.shape("empty", shape), wanted), where, requires_grad)
+    return Tensor(devices.kernels(where).empty(arguments.shape("empty", shape, 0), wanted), where, requires_grad)
 
 
 def eye(n: int, m: int | None = None, *, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -128,7 +129,8 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: str = "cpu",
     """
     where = devices.check(device, "eye")
     wanted = _dtypes.check(_dtypes.float32 if dtype is None else dtype, "eye")
-    return Tensor(devices.kernels(where).eye(n, n if m is None else m, wanted), where, requires_grad)
+    rows, columns = arguments.shape("eye", (n, n if m is None else m), 0)
+    return Tensor(devices.kernels(where).eye(rows, columns, wanted), where, requires_grad)
 
 
 def arange(
@@ -156,7 +158,7 @@ def _drawn(
     kind: str, shape: tuple[Any, ...], dtype: Any, device: str, requires_grad: bool, generator: Generator | None
 ) -> Tensor:
     where = devices.check(device, kind)
-    sizes = arguments.shape(kind, shape)
+    sizes = arguments.shape(kind, shape, 0)
     wanted = _dtypes.check(_dtypes.float32 if dtype is None else dtype, kind)
     if wanted.kind != "f":
         raise TypeError(f"{kind}: expected a floating dtype; got {wanted}")

@@ -66,6 +66,11 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
     return reshape(out, *[n for d, n in enumerate(out.shape) if d not in drop])
 
 
+@method("__rmatmul__")
+def _matmul_from_right(y: Tensor, x: Tensor) -> Tensor:
+    return matmul(x, y)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x Wᵀ + b for x (…, in), weight (out, in), bias (out) or None: shape (…, out).
 
@@ -75,7 +80,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> mg.linear(mg.tensor([[1.0, 2.0]]), mg.tensor([[3.0, 4.0]]), mg.tensor([0.5]))
     tensor([[11.5]])
     """
-    arguments.same_dtype("linear", x, weight, *([] if bias is None else [bias]))
+    operands = [x, weight] if bias is None else [x, weight, bias]
+    arguments.same_dtype("linear", *(arguments.tensor("linear", a) for a in operands))
     fits = weight.ndim == 2 and x.ndim >= 1 and x.shape[-1] == weight.shape[1]
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(

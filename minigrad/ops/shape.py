@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad import _dtypes
-from minigrad import device as devices
+from minigrad import _dtypes, device as devices
 from minigrad._tensor import Tensor, method
 from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
@@ -96,7 +95,7 @@ def reshape(x: Tensor, *shape: Any) -> Tensor:
     tensor([[0, 1, 2],
             [3, 4, 5]])
     """
-    new = arguments.shape("reshape", shape)
+    new = arguments.shape("reshape", shape, -1)
     known = math.prod(n for n in new if n != -1)
     if new.count(-1) == 1 and known and x.numel() % known == 0:
         new = tuple(x.numel() // known if n == -1 else n for n in new)
@@ -178,7 +177,7 @@ def expand(x: Tensor, *shape: Any) -> Tensor:
     tensor([[1., 1., 1.],
             [2., 2., 2.]])
     """
-    wanted = arguments.shape("expand", shape)
+    wanted = arguments.shape("expand", shape, -1)
     lead = len(wanted) - x.ndim
     new = tuple(x.shape[i - lead] if n == -1 and i >= lead else n for i, n in enumerate(wanted))
     if lead < 0 or any(n < 0 or (i >= lead and x.shape[i - lead] not in (1, n)) for i, n in enumerate(new)):
@@ -237,7 +236,8 @@ def flip(x: Tensor, dims: int | Sequence[int]) -> Tensor:
     >>> mg.arange(3).flip(0)
     tensor([2, 1, 0])
     """
-    return _flip(x, dims=arguments.dims("flip", x, dims))
+    along = arguments.dims("flip", x, dims) if isinstance(dims, int) or dims else ()
+    return _flip(x, dims=along)
 
 
 def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
@@ -252,7 +252,7 @@ def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         raise ValueError(f"pad: expected pairs of widths for at most {x.ndim} dims (shape {x.shape}); got {tuple(pad)}")
     pairs = [(0, 0)] * (x.ndim - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
-    if any(b + n + a < 0 for n, (b, a) in zip(x.shape, pairs, strict=True)):
+    if any(n + min(b, 0) + min(a, 0) < 0 for n, (b, a) in zip(x.shape, pairs, strict=True)):
         raise ValueError(f"pad: widths {tuple(pad)} crop more than shape {x.shape} has")
     crop = tuple(slice(max(0, -b), n - max(0, -a)) for n, (b, a) in zip(x.shape, pairs, strict=True))
     inner = _slice(x, index=crop) if any(w < 0 for w in pad) else x
@@ -285,7 +285,7 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     tensor([[1., 1.],
             [0., 0.]])
     """
-    if len({x.shape for x in tensors}) != 1:
+    if len({arguments.tensor("stack", x).shape for x in tensors}) != 1:
         raise ValueError(f"stack: expected tensors of one shape; got {[x.shape for x in tensors]}")
     return cat([unsqueeze(x, dim) for x in tensors], arguments.dim("stack", tensors[0], dim, extra=1))
 

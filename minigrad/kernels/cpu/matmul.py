@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from minigrad.kernels.cpu.array import Array
@@ -21,7 +23,7 @@ def linear(x: Array, weight: Array, bias: Array | None) -> Array:
         if x.dtype == np.float16:
             wide = None if bias is None else bias.astype(np.float32)
             return linear(x.astype(np.float32), weight.astype(np.float32), wide).astype(np.float16)
-        out = np.matmul(x.reshape(-1, x.shape[-1]), weight.T)
+        out = np.matmul(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight.T)
         if bias is not None:
             out += bias
         return out.reshape(*x.shape[:-1], weight.shape[0])

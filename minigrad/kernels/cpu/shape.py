@@ -24,7 +24,7 @@ def flip(x: Array, dims: tuple[int, ...]) -> Array:
 
 
 def pad(x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
-    return np.pad(x, widths, constant_values=value)
+    return np.pad(x, widths, constant_values=value) if widths else x.copy()
 
 
 def cat(xs: tuple[Array, ...], dim: int) -> Array:
