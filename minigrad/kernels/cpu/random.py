@@ -52,4 +52,7 @@ def _fill(shape: tuple[int, ...], dtype: Any, seed: int, offset: int, normal: bo
     out = np.empty(shape, np.float64 if dtype == np.float64 else np.float32)
     fill = _fill64 if dtype == np.float64 else _fill32
     fill(out.reshape(-1), np.uint64(seed), np.uint64(offset), normal)
+    if dtype == np.float16 and not normal:
+        np.floor(out * 2048, out=out)  # 11 bits are all that float16 holds: rounding would make some of them 1
+        out /= 2048
     return out.astype(dtype, copy=False)

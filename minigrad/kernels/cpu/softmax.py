@@ -9,7 +9,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import Kernel, helper, jit
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 13
 
@@ -62,7 +62,7 @@ def logsumexp(x: Array, dim: int, keepdim: bool) -> Array:
     moved, rows = _by_rows(x, dim)
     out = np.empty(rows.shape[0], rows.dtype)
     _logsumexp_rows(rows, out)
-    made = out.astype(x.dtype, copy=False).reshape(moved.shape[:-1])
+    made = cast(out, x.dtype).reshape(moved.shape[:-1])
     return np.expand_dims(made, dim) if keepdim else made
 
 
