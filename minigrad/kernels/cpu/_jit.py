@@ -72,8 +72,10 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         target_context.refresh()
         try:
-            payload = pickle.loads(self._file(signature, target_context.codegen()).read_bytes())
-            return CompileResult._rebuild(target_context, *payload)
+            content = self._file(signature, target_context.codegen()).read_bytes()
+            if hashlib.sha256(content[32:]).digest() != content[:32]:  # machine code with a flipped bit may do anything
+                return None
+            return CompileResult._rebuild(target_context, *pickle.loads(content[32:]))
         except Exception:  # absent, unreadable or damaged: each is cured by compiling again
             return None
 
@@ -84,7 +86,8 @@ class _DiskCache(_Cache):  # type: ignore[misc]
         scratch = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            scratch.write_bytes(dumps(compiled._reduce()))
+            payload = dumps(compiled._reduce())
+            scratch.write_bytes(hashlib.sha256(payload).digest() + payload)
             os.replace(scratch, path)  # so that a reader sees a whole file or none
         except OSError:  # a full or read-only disk costs a compilation next time, nothing else
             with contextlib.suppress(OSError):
