@@ -92,6 +92,7 @@ class Module:
         own = vars(self)
         if "_modules" not in own:
             raise AttributeError(f"{type(self).__name__}: call super().__init__() before setting {name!r}")
+        self._refuse_parametrized(name)
         if isinstance(value, Parameter):
             self.register_parameter(name, value)
         elif isinstance(value, Module):
@@ -105,11 +106,6 @@ class Module:
             self._parameters[name] = None
         elif name in self._buffers and (value is None or isinstance(value, Tensor)):
             self._buffers[name] = value
-        elif name in self._parametrized():
-            raise RuntimeError(
-                f"{type(self).__name__}.{name} is computed by a parametrization and cannot be set. "
-                f"Write into parametrizations.{name}.original, or remove the parametrization."
-            )
         else:
             self._forget(name)
             object.__setattr__(self, name, value)
@@ -147,9 +143,15 @@ class Module:
             raise ValueError(f"{type(self).__name__}: a name in the tree must be non-empty, without dots; got {name!r}")
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"{type(self).__name__}.{name}: expected a {kind.__name__}; got {type(value).__name__}")
-        if name in self._parametrized():
-            raise ValueError(f"{type(self).__name__}.{name} is parametrized; remove the parametrization first")
+        self._refuse_parametrized(name)
         vars(self).pop(name, None)
+
+    def _refuse_parametrized(self, name: str) -> None:
+        if name in self._parametrized():
+            raise RuntimeError(
+                f"{type(self).__name__}.{name} is computed by a parametrization and cannot be set. "
+                f"Write into parametrizations.{name}.original, or remove the parametrization first."
+            )
 
     def register_parameter(self, name: str, parameter: Parameter | None) -> None:
         """Add a parameter under a name; None holds the place of one that the module does without."""

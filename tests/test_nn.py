@@ -1,0 +1,426 @@
+"""Layers against torch's: names, outputs, gradients, buffers, in training and in evaluation; and what torch lacks."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad import nn, optim
+from minigrad.nn import functional as F
+
+# name: (the layer, made alike by both libraries' nn, shape of a batch)
+LAYERS = {
+    "Linear": (lambda nn: nn.Linear(4, 3), (5, 4)),
+    "Linear, more dimensions": (lambda nn: nn.Linear(4, 3, bias=False), (2, 5, 4)),
+    "Linear, a vector": (lambda nn: nn.Linear(4, 3), (4,)),
+    "Conv1d": (lambda nn: nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2), (2, 4, 7)),
+    "Conv2d": (lambda nn: nn.Conv2d(3, 4, (4, 3), 2, 1), (2, 3, 6, 5)),
+    "Conv2d, same": (lambda nn: nn.Conv2d(2, 3, 3, padding="same", dilation=(2, 1), bias=False), (2, 2, 5, 5)),
+    "Conv3d": (lambda nn: nn.Conv3d(2, 3, 2, padding=(1, 0, 1)), (2, 2, 3, 3, 2)),
+    "ConvTranspose1d": (lambda nn: nn.ConvTranspose1d(4, 6, 3, 2, 1, 1, 2), (2, 4, 5)),
+    "ConvTranspose2d": (lambda nn: nn.ConvTranspose2d(4, 3, 4, stride=2, padding=1), (2, 4, 3, 3)),
+    "ConvTranspose3d": (lambda nn: nn.ConvTranspose3d(2, 3, 2, dilation=2, bias=False), (2, 2, 2, 2, 2)),
+    "BatchNorm1d": (lambda nn: nn.BatchNorm1d(3, eps=1e-3, momentum=0.3), (6, 3)),
+    "BatchNorm1d, sequences": (lambda nn: nn.BatchNorm1d(3, affine=False), (4, 3, 5)),
+    "BatchNorm2d": (lambda nn: nn.BatchNorm2d(3), (4, 3, 2, 5)),
+    "BatchNorm2d, cumulative": (lambda nn: nn.BatchNorm2d(3, momentum=None), (4, 3, 2, 2)),
+    "BatchNorm2d, without statistics": (lambda nn: nn.BatchNorm2d(3, track_running_stats=False), (4, 3, 2, 2)),
+    "ReLU": (lambda nn: nn.ReLU(), (3, 4)),
+    "LeakyReLU": (lambda nn: nn.LeakyReLU(0.1), (3, 4)),
+    "ELU": (lambda nn: nn.ELU(0.7), (3, 4)),
+    "GELU": (lambda nn: nn.GELU(), (3, 4)),
+    "SiLU": (lambda nn: nn.SiLU(), (3, 4)),
+    "Tanh": (lambda nn: nn.Tanh(), (3, 4)),
+    "Sigmoid": (lambda nn: nn.Sigmoid(), (3, 4)),
+    "Softplus": (lambda nn: nn.Softplus(2.0), (3, 4)),
+    "Flatten": (lambda nn: nn.Flatten(), (2, 3, 4)),
+    "Flatten, some": (lambda nn: nn.Flatten(0, 1), (2, 3, 4)),
+    "Unflatten": (lambda nn: nn.Unflatten(1, (2, -1)), (3, 6, 2)),
+    "MaxPool2d": (lambda nn: nn.MaxPool2d(3, 2, 1), (2, 2, 6, 6)),
+    "AvgPool2d": (lambda nn: nn.AvgPool2d(3, 2, 1), (2, 2, 6, 6)),
+    "AvgPool2d, padding uncounted": (lambda nn: nn.AvgPool2d(2, padding=1, count_include_pad=False), (2, 2, 6, 6)),
+    "Upsample": (lambda nn: nn.Upsample(scale_factor=2), (2, 2, 3, 3)),
+    "Dropout, nothing dropped": (lambda nn: nn.Dropout(0.0), (3, 4)),
+    "a network": (
+        lambda nn: nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 1)),
+        (3, 2, 4, 4),
+    ),
+}  # fmt: skip
+CELLS = {
+    "RNNCell": lambda nn: nn.RNNCell(3, 4),
+    "RNNCell, relu": lambda nn: nn.RNNCell(3, 4, bias=False, nonlinearity="relu"),
+    "LSTMCell": lambda nn: nn.LSTMCell(3, 4),
+    "GRUCell": lambda nn: nn.GRUCell(3, 4),
+}
+rng = np.random.default_rng(0)
+
+
+def pair(make):
+    """The layer in both libraries, with one state, in float64."""
+    torch = pytest.importorskip("torch")
+    ours, theirs = make(nn).to(mg.float64), make(torch.nn).double()
+    state = theirs.state_dict()
+    assert [(key, t.shape) for key, t in ours.state_dict().items()] == [(k, tuple(t.shape)) for k, t in state.items()]
+    ours.load_state_dict({key: mg.tensor(t.numpy()) for key, t in state.items()})
+    return torch, ours, theirs
+
+
+def leaves(torch, *shapes):
+    arrays = [rng.standard_normal(shape) for shape in shapes]
+    return [mg.tensor(a, requires_grad=True) for a in arrays], [torch.tensor(a, requires_grad=True) for a in arrays]
+
+
+def agree(ours, theirs):
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine.detach().numpy(), other.detach().numpy(), rtol=1e-10, atol=1e-10)
+
+
+def check(torch, ours, theirs, xs, ts):
+    """Outputs and gradients for a random upstream; to second order where there is one."""
+    y, z = ours(*xs), theirs(*ts)
+    ys, zs = ([y], [z]) if isinstance(y, mg.Tensor) else (y, z)
+    agree(ys, zs)
+    gs = [rng.standard_normal(y.shape) for y in ys]
+    inputs, others = [*xs, *ours.parameters()], [*ts, *theirs.parameters()]
+    first = mg.grad(ys, inputs, [mg.tensor(g) for g in gs], create_graph=True)
+    expected = torch.autograd.grad(zs, others, [torch.tensor(g) for g in gs], create_graph=True)
+    agree(first, expected)
+    vs = [rng.standard_normal(x.shape) for x in inputs]
+    bent = sum((g * mg.tensor(v)).sum() for g, v in zip(first, vs, strict=True))
+    other = sum((g * torch.tensor(v)).sum() for g, v in zip(expected, vs, strict=True))
+    none = [None] * len(vs)  # no path: the layer is linear
+    second = mg.grad(bent, inputs, allow_unused=True) if bent.requires_grad else none
+    wanted = torch.autograd.grad(other, others, allow_unused=True) if other.requires_grad else none
+    for a, b, v in zip(second, wanted, vs, strict=True):
+        agree([mg.tensor(0 * v) if a is None else a], [torch.tensor(0 * v) if b is None else b])
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_torchs(name):
+    make, shape = LAYERS[name]
+    torch, ours, theirs = pair(make)
+    for training in (True, True, False):  # twice, as running statistics move
+        ours.train(training), theirs.train(training)
+        xs, ts = leaves(torch, shape)
+        check(torch, ours, theirs, xs, ts)
+        agree(list(ours.buffers()), list(theirs.buffers()))
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_is_torchs(name):
+    torch, ours, theirs = pair(CELLS[name])
+    for batch in ((5,), ()):
+        check(torch, ours, theirs, *leaves(torch, (*batch, 3)))
+        (x, *state), (t, *tstate) = leaves(torch, (*batch, 3), (*batch, 4), (*batch, 4))
+        if name == "LSTMCell":
+            agree(ours(x, tuple(state)), theirs(t, tuple(tstate)))
+        else:
+            check(torch, ours, theirs, [x, state[0]], [t, tstate[0]])
+
+
+def test_a_cell_checks_its_shapes():
+    with pytest.raises(ValueError, match=r"GRUCell: expected x \(N, 3\) or \(3,\) and a state of shape \(2, 4\)"):
+        nn.GRUCell(3, 4)(mg.ones(2, 3), mg.ones(3, 4))
+    with pytest.raises(ValueError, match="'tanh' or 'relu'"):
+        nn.RNNCell(3, 4, nonlinearity="sin")
+
+
+@pytest.mark.parametrize("padding_idx", [None, 1, -1])
+def test_embedding_is_torchs(padding_idx):
+    torch, ours, theirs = pair(lambda nn: nn.Embedding(5, 3, padding_idx=padding_idx))
+    index = np.array([[0, 1, 4], [1, 1, 4]])
+    y, z = ours(mg.tensor(index)), theirs(torch.tensor(index))
+    agree([y], [z])
+    g = rng.standard_normal(y.shape)
+    y.backward(mg.tensor(g)), z.backward(torch.tensor(g))
+    agree([ours.weight.grad], [theirs.weight.grad])
+    fresh = nn.Embedding(5, 3, padding_idx=padding_idx)
+    zero = [i for i, row in enumerate(fresh.weight.tolist()) if row == [0.0] * 3]
+    assert zero == ([] if padding_idx is None else [padding_idx % 5])
+
+
+def test_embedding_errors():
+    with pytest.raises(IndexError, match=r"padding_idx in \[-5, 4\]; got 5"):
+        nn.Embedding(5, 3, padding_idx=5)
+    with pytest.raises(IndexError, match=r"\[0, 4\]; got 5"):
+        nn.Embedding(5, 3)(mg.tensor([5]))
+    with pytest.raises(TypeError, match="int64"):
+        nn.Embedding(5, 3)(mg.tensor([1.0]))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_copies_and_pickles(name):
+    make, shape = LAYERS[name]
+    layer = make(nn)
+    x = mg.randn(*shape)
+    layer(x)
+    layer.eval()
+    for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert again(x).tolist() == layer(x).tolist() and repr(again) == repr(layer)
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (nn.Linear(2, 3, bias=False), "Linear(in_features=2, out_features=3, bias=False)"),
+        (
+            nn.Conv2d(4, 8, 3, 2, 1, 2, 4, False),
+            "Conv2d(4, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(2, 2), groups=4, bias=False)",
+        ),
+        (
+            nn.ConvTranspose1d(4, 8, 3, 2, 1, 1),
+            "ConvTranspose1d(4, 8, kernel_size=(3,), stride=(2,), padding=(1,), output_padding=(1,))",
+        ),
+        (nn.Conv1d(1, 1, 3, padding="same"), "Conv1d(1, 1, kernel_size=(3,), stride=(1,), padding='same')"),
+        (nn.BatchNorm1d(3), "BatchNorm1d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)"),
+        (nn.Embedding(5, 3, padding_idx=-1), "Embedding(5, 3, padding_idx=4)"),
+        (nn.RNNCell(3, 4, nonlinearity="relu"), "RNNCell(3, 4, nonlinearity=relu)"),
+        (nn.LSTMCell(3, 4, bias=False), "LSTMCell(3, 4, bias=False)"),
+        (nn.Dropout(0.3), "Dropout(p=0.3)"),
+        (nn.Unflatten(1, (2, 3)), "Unflatten(dim=1, unflattened_size=(2, 3))"),
+        (nn.AvgPool2d(2), "AvgPool2d(kernel_size=2, stride=2, padding=0)"),
+        (nn.Upsample(scale_factor=2), "Upsample(scale_factor=2, mode='nearest')"),
+    ],
+)
+def test_repr(layer, text):
+    assert repr(layer) == text
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: nn.Conv2d(3, 4, 3, groups=2), "3 and 4 channels are not divisible by groups=2"),
+        (lambda: nn.Conv2d(3, 4, (3, 3, 3)), "Conv2d: expected kernel_size to be an int or 2 ints"),
+        (lambda: nn.ConvTranspose2d(3, 4, 3, padding="same"), "ConvTranspose2d: expected padding to be an int or 2"),
+        (lambda: nn.BatchNorm2d(3)(mg.ones(2, 4, 1, 1)), r"BatchNorm2d: expected a batch of shape \(N, 3, H, W\)"),
+        (lambda: nn.BatchNorm1d(3)(mg.ones(2, 3, 1, 1)), r"shape \(N, 3\) or \(N, 3, L\); got \(2, 3, 1, 1\)"),
+        (lambda: nn.BatchNorm1d(3)(mg.ones(1, 3)), "more than one value per channel"),
+        (lambda: F.batch_norm(mg.ones(2, 3), None, None), "running_mean and running_var outside of training"),
+        (lambda: nn.Dropout(1.5), r"Dropout: expected a probability p in \[0, 1\]; got 1.5"),
+        (lambda: F.dropout(mg.ones(2), -0.5), r"dropout: expected a probability p in \[0, 1\]; got -0.5"),
+        (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), "expected mode 'nearest'"),
+        (lambda: nn.Unflatten(1, (2, 2))(mg.ones(2, 6)), "reshape"),
+        (lambda: nn.LazyConv2d(4, 3, groups=2)(mg.ones(1, 3, 4, 4)), r"divisible by groups=2; got \(1, 3, 4, 4\)"),
+    ],
+)
+def test_errors_say_what_was_expected(make, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        make()
+
+
+# Batch normalization
+
+
+def test_batch_norm_keeps_its_digits_far_from_zero():
+    x = (1e4 + np.random.default_rng(1).standard_normal((64, 3, 5, 5))).astype(np.float32)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean((0, 2, 3), keepdims=True)) / np.sqrt(exact.var((0, 2, 3), keepdims=True) + 1e-5)
+    layer = nn.BatchNorm2d(3)
+    y = layer(mg.tensor(x))
+    assert y.dtype == mg.float32
+    assert np.abs(y.detach().numpy() - exact).max() < 1e-3  # half a unit of 1e4 in float32 is 5e-4
+    np.testing.assert_allclose(layer.running_var.numpy(), 0.9 + 0.1 * x.astype(float).var((0, 2, 3), ddof=1), rtol=1e-5)
+
+
+def test_batch_norm_of_float16_is_computed_in_float32():
+    x = np.random.default_rng(2).standard_normal((8, 3)).astype(np.float16)
+    layer = nn.BatchNorm1d(3).to(mg.float16)
+    y = layer(mg.tensor(x))
+    wide = F.batch_norm(mg.tensor(x).to(mg.float32), None, None, training=True)
+    assert y.dtype == mg.float16 and y.tolist() == wide.to(mg.float16).tolist()
+    assert layer.running_mean.dtype == mg.float16 and layer.num_batches_tracked.item() == 1
+
+
+def test_batch_norm_refuses_two_dtypes():
+    with pytest.raises(TypeError, match="batch_norm: expected one dtype"):
+        nn.BatchNorm1d(3)(mg.ones(4, 3, dtype=mg.float64))
+
+
+def test_batch_norm_forwards_after_each_other_have_one_backward():
+    layer = nn.BatchNorm1d(2)
+    x = mg.randn(4, 2)
+    (layer(x) * layer(2 * x) * layer.eval()(x)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+# Dropout
+
+
+def test_dropout_masks_scales_and_repeats():
+    x = mg.full((100, 100), 3.0, requires_grad=True)
+    y = F.dropout(x, 0.25, generator=mg.Generator(3))
+    kept = (y.detach().numpy() != 0).mean()
+    assert set(np.unique(y.detach().numpy())) == {0.0, 4.0} and abs(kept - 0.75) < 0.02
+    y.sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), y.detach().numpy() / 3, rtol=1e-6)
+    assert F.dropout(x, 0.25, generator=mg.Generator(3)).tolist() == y.tolist()
+    assert F.dropout(x, 0.25, generator=mg.Generator(4)).tolist() != y.tolist()
+    wide = F.dropout(mg.ones(100, 100, dtype=mg.float64), 0.25, generator=mg.Generator(3))
+    assert ((wide.numpy() != 0) == (y.detach().numpy() != 0)).all()
+    assert F.dropout(x, 1.0).abs().sum().item() == 0
+
+
+def test_dropout_follows_the_mode_and_the_seed():
+    layer = nn.Dropout(0.5)
+    x = mg.ones(200)
+    assert layer.eval()(x) is x
+    layer.train()
+    mg.manual_seed(1)
+    first = layer(x).tolist()
+    assert layer(x).tolist() != first
+    mg.manual_seed(1)
+    assert layer(x).tolist() == first
+
+
+# Initializations
+
+
+@pytest.mark.parametrize(
+    ("fill", "bound", "std"),
+    [
+        (lambda w: nn.init.uniform_(w, -2.0, 2.0), 2.0, 2 / math.sqrt(3)),
+        (lambda w: nn.init.normal_(w, 0.0, 0.3), math.inf, 0.3),
+        (lambda w: nn.init.xavier_uniform_(w, 2.0), 2 * math.sqrt(6 / 540), 2 * math.sqrt(2 / 540)),
+        (lambda w: nn.init.xavier_normal_(w), math.inf, math.sqrt(2 / 540)),
+        (lambda w: nn.init.kaiming_uniform_(w, math.sqrt(5)), 1 / math.sqrt(180), 1 / math.sqrt(3 * 180)),
+        (lambda w: nn.init.kaiming_uniform_(w, nonlinearity="relu"), math.sqrt(6 / 180), math.sqrt(2 / 180)),
+        (lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="tanh"), math.inf, 5 / 3 / math.sqrt(360)),
+    ],
+)
+def test_initializations_have_their_bounds_and_moments(fill, bound, std):
+    mg.manual_seed(0)
+    w = nn.Parameter(mg.empty(40, 20, 9))  # fans: 180 in, 360 out
+    assert fill(w) is w
+    values = w.detach().numpy()
+    assert abs(values.mean()) < 0.05 * std and abs(values.std() / std - 1) < 0.02
+    assert np.abs(values).max() <= bound * (1 + 1e-6)
+    assert bound == math.inf or np.abs(values).max() > 0.99 * bound
+
+
+def test_initializations_draw_from_the_generator_given():
+    fills = [
+        nn.init.uniform_,
+        nn.init.normal_,
+        nn.init.xavier_uniform_,
+        nn.init.xavier_normal_,
+        nn.init.kaiming_uniform_,
+        nn.init.kaiming_normal_,
+        nn.init.orthogonal_,
+    ]
+    for fill in fills:
+        state = mg.Generator(0).get_state()
+        w, again, other = (fill(mg.empty(4, 3), generator=mg.Generator(seed)).tolist() for seed in (5, 5, 6))
+        assert w == again != other and state == mg.Generator(0).get_state()
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (7, 4), (3, 2, 2, 2), (5, 5)])
+def test_orthogonal(shape):
+    w = nn.init.orthogonal_(mg.empty(shape, dtype=mg.float64), gain=2.0).numpy().reshape(shape[0], -1)
+    gram = w @ w.T if w.shape[0] <= w.shape[1] else w.T @ w
+    np.testing.assert_allclose(gram, 4 * np.eye(len(gram)), atol=1e-12)
+
+
+def test_constants_and_errors():
+    assert nn.init.constant_(mg.empty(2), 3.0).tolist() == [3.0, 3.0]
+    assert nn.init.zeros_(mg.empty(2)).tolist() == [0.0, 0.0]
+    assert nn.init.ones_(mg.empty(2, dtype=mg.float64)).tolist() == [1.0, 1.0]
+    with pytest.raises(ValueError, match="at least 2 dimensions"):
+        nn.init.orthogonal_(mg.empty(3))
+    with pytest.raises(ValueError, match="out of linear, sigmoid, tanh, relu, leaky_relu; got 'selu'"):
+        nn.init.kaiming_normal_(mg.empty(3, 3), nonlinearity="selu")
+    with pytest.raises(ValueError, match="'fan_in' or 'fan_out'"):
+        nn.init.kaiming_normal_(mg.empty(3, 3), mode="fan")
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"),
+    [
+        (lambda: nn.Linear(100, 80), 100),
+        (lambda: nn.Conv2d(16, 64, 3, groups=2), 72),
+        (lambda: nn.ConvTranspose2d(64, 16, 3), 144),
+        (lambda: nn.GRUCell(50, 64), 64),
+    ],
+)
+def test_layers_start_inside_torchs_bounds(layer, fan_in):
+    for parameter in layer().parameters():
+        largest = np.abs(parameter.detach().numpy()).max()
+        assert largest <= (1 + 1e-6) / math.sqrt(fan_in) and largest > 0.8 / math.sqrt(fan_in)
+
+
+def test_layers_take_dtype():
+    for make, sizes in (
+        (nn.Linear, (2, 2)),
+        (nn.Conv1d, (1, 1, 1)),
+        (nn.ConvTranspose1d, (1, 1, 1)),
+        (nn.GRUCell, (1, 1)),
+        (nn.Embedding, (2, 2)),
+        (nn.BatchNorm1d, (2,)),
+    ):
+        layer = make(*sizes, dtype=mg.float64, device="cpu")
+        assert {p.dtype for p in layer.parameters()} == {mg.float64}
+
+
+# Lazy layers
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "weight"),
+    [
+        (lambda: nn.LazyLinear(4), (2, 5, 3), (4, 3)),
+        (lambda: nn.LazyLinear(4, bias=False), (3,), (4, 3)),
+        (lambda: nn.LazyConv1d(4, 3), (2, 6, 5), (4, 6, 3)),
+        (lambda: nn.LazyConv2d(4, (3, 2), groups=2), (2, 6, 5, 5), (4, 3, 3, 2)),
+        (lambda: nn.LazyConv3d(4, 2, bias=False), (6, 3, 3, 3), (4, 6, 2, 2, 2)),
+    ],
+)
+def test_a_lazy_layer_becomes_an_ordinary_one(make, shape, weight):
+    layer = make()
+    held = layer.weight
+    copied = copy.deepcopy(layer)
+    assert isinstance(copied.weight, nn.UninitializedParameter)
+    optimizer = optim.SGD(layer.parameters(), lr=0.1)
+    for use in (lambda: layer.weight.shape, layer.state_dict, layer.weight.numel):
+        with pytest.raises(RuntimeError, match="no shape yet"):
+            use()
+    layer.to(mg.float64)
+    y = layer(mg.ones(*shape, dtype=mg.float64))
+    assert layer.weight is held and type(held) is nn.Parameter and held.shape == weight and held.dtype == mg.float64
+    assert type(layer).__name__ == type(make()).__name__.removeprefix("Lazy")
+    before = held.tolist()
+    y.sum().backward()
+    optimizer.step()
+    assert held.tolist() != before
+    largest = np.abs(np.array(before)).max()
+    assert 0 < largest <= 1 / math.sqrt(np.prod(weight[1:]))
+    state = layer.to(mg.float32).state_dict()
+    copied.load_state_dict(state)  # a state dict tells the shape as well
+    assert type(copied) is type(layer) and repr(copied) == repr(layer)
+    assert copied.weight.tolist() == layer.weight.tolist()
+
+
+def test_a_lazy_layer_tells_its_parametrization():
+    class Rule(nn.Parametrization):
+        ready = None
+
+        def read(self):
+            return self.original
+
+        def materialized(self):
+            self.ready = self.original.shape
+
+    def lazy():
+        layer = nn.LazyLinear(2, bias=False)
+        layer.parametrize("weight", Rule(layer.weight))
+        return layer
+
+    called, loaded = lazy(), lazy()
+    called(mg.ones(1, 3))
+    loaded.load_state_dict(called.state_dict())
+    for layer in (called, loaded):
+        assert layer.parametrizations.weight.ready == (2, 3) and layer.weight.abs().sum().item() > 0
+    assert loaded.weight.tolist() == called.weight.tolist()
