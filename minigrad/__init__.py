@@ -7,7 +7,7 @@
 tensor([2., 4.])
 """
 
-from minigrad import nn as nn
+from minigrad import nn as nn, optim as optim, spectral as spectral
 from minigrad._dtypes import (
     bool_,
     float16 as float16,
@@ -15,6 +15,11 @@ from minigrad._dtypes import (
     float64 as float64,
     int64 as int64,
     result_type as result_type,
+)
+from minigrad._gradcheck import (
+    GradcheckError as GradcheckError,
+    gradcheck as gradcheck,
+    gradgradcheck as gradgradcheck,
 )
 from minigrad._random import Generator as Generator, manual_seed as manual_seed
 from minigrad._tensor import Tensor as Tensor
