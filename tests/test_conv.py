@@ -21,6 +21,7 @@ CASES = {  # space, kernel, stride, padding, dilation, groups, filters, channels
     "2d, depthwise": ((4, 4), (3, 3), (1, 1), (1, 1), (1, 1), 3, 3, 3),
     "2d, a filter as large as the image": ((3, 2), (3, 2), (1, 1), (0, 0), (1, 1), 1, 2, 2),
     "2d, strides that leave a rest": ((6, 8), (2, 2), (3, 4), (0, 0), (1, 1), 1, 1, 2),
+    "2d, more channels than a thread folds at a time": ((3, 3), (2, 2), (1, 1), (0, 0), (1, 1), 1, 2, 70),
     "3d": ((3, 4, 3), (2, 3, 2), (1, 2, 1), (1, 1, 0), (1, 1, 2), 1, 2, 2),
 }
 
@@ -276,7 +277,7 @@ X, W = (1, 4, 5, 5), (6, 4, 3, 3)
         (ops.conv2d, [X, (6, 1, 3, 3)], {"groups": 4}, "its first extent divisible by groups=4; got shape (6,"),
         (ops.conv2d, [X, (0, 4, 3, 3)], {}, "conv2d: expected a non-empty weight"),
         (ops.conv2d, [X, W, (4,)], {}, "conv2d: expected bias of shape (6,), one per output channel; got (4,)"),
-        (ops.conv2d, [X, W], {"dilation": 3}, "conv2d: expected filters no larger than the padded input; got input of"),
+        (ops.conv2d, [X, (6, 4, 6, 6)], {}, "conv2d: expected filters no larger than the padded input; got input of"),
         (ops.conv2d, [X, W], {"stride": 0}, "conv2d: expected stride to be an int or 2 ints, each at least 1; got 0"),
         (ops.conv2d, [X, W], {"stride": (1, 1, 1)}, "conv2d: expected stride to be an int or 2 ints, each at least 1"),
         (ops.conv2d, [X, W], {"padding": -1}, "expected padding to be an int or 2 ints, each at least 0; got -1"),

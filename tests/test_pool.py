@@ -124,12 +124,15 @@ def test_upsample_against_torch(scale):
     )
 
 
-def test_second_order_of_max_pool_is_that_of_what_follows():
-    """∂²/∂x² Σ max(x)³ = 6 max(x) at the maxima: the gather of the scatter, without torch."""
+def test_max_pool_to_third_order():
+    """With the maxima m: f = ∂/∂x Σ m³ = 3m², ∂/∂x Σ f² = 36m³, and 108m² after that; each at the maxima alone."""
     x = leaf(np.array([[[1.0, 3.0, 2.0, -1.0]]]))
     (first,) = mg.grad((ops.max_pool1d(x, 2) ** 3).sum(), x, create_graph=True)
-    (second,) = mg.grad(first.sum(), x)
-    assert second.tolist() == [[[0.0, 18.0, 12.0, 0.0]]]
+    (second,) = mg.grad((first**2).sum(), x, create_graph=True)
+    (third,) = mg.grad(second.sum(), x)
+    assert first.tolist() == [[[0.0, 27.0, 12.0, 0.0]]]
+    assert second.tolist() == [[[0.0, 36 * 27.0, 36 * 8.0, 0.0]]]
+    assert third.tolist() == [[[0.0, 108 * 9.0, 108 * 4.0, 0.0]]]
 
 
 def test_nan_wins_and_minus_infinity_has_a_place():
@@ -156,6 +159,8 @@ def test_dtypes_keep_their_precision(dtype):
         ours = f(x)
         assert ours.dtype == dtype
         assert (np.abs(ours - f(x.astype(np.float64))) <= 4 * epsilon * f(np.abs(x.astype(np.float64)))).all()
+    many = np.full((1, 1, 64, 64), 0.1, dtype)
+    assert (pool.avg_pool(many, (64, 64), (1, 1), (0, 0), True) == dtype(0.1)).all()
     big = np.full((1, 1, 4), 6e4, np.float16)
     assert np.isinf(pool.upsample_nearest_grad(big, (4,))).all()
 

@@ -43,7 +43,7 @@ class _Geometry(NamedTuple):
     spans: Any  # the same for runs of taps whose values are contiguous
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)
 def _geometry(
     space: Extents, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents, channels: int, groups: int
 ) -> _Geometry:
