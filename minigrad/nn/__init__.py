@@ -1,6 +1,6 @@
 """Modules: layers, losses and what they are made of. Names, arguments, defaults and state dicts are torch's."""
 
-from minigrad.nn import functional as functional, init as init
+from minigrad.nn import functional as functional, init as init, utils as utils
 from minigrad.nn.activation import (
     ELU as ELU,
     GELU as GELU,
