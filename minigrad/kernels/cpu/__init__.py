@@ -1,6 +1,6 @@
 """The CPU's kernels under one roof: what `minigrad.device.kernels("cpu")` hands to an op."""
 
-from minigrad.kernels.cpu._jit import set_num_threads
+from minigrad.kernels.cpu._jit import set_num_threads as set_num_threads
 from minigrad.kernels.cpu.array import *
 from minigrad.kernels.cpu.conv import *
 from minigrad.kernels.cpu.elementwise import *

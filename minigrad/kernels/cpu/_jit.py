@@ -126,23 +126,30 @@ _one_at_a_time = threading.Lock()
 class Kernel:
     """A compiled function with two variants of one text. The size of its first argument chooses.
 
-    Both variants must give the same bits: reductions add up blocks whose borders depend on shapes alone.
+    The variants are made when first asked for. Both must give the same bits: reductions add up blocks whose borders
+    depend on shapes alone.
     """
 
     def __init__(self, fn: Callable[..., Any], name: str, parallel_from: int | None, options: dict[str, Any]):
         functools.update_wrapper(self, fn)
         self.parallel_from = parallel_from
-        self.serial = self._variant(fn, name, parallel=False, options=options)
-        self.parallel = None if parallel_from is None else self._variant(fn, name, parallel=True, options=options)
+        self._fn, self._name, self._options = fn, name, options
 
-    @staticmethod
-    def _variant(fn: Callable[..., Any], name: str, parallel: bool, options: dict[str, Any]) -> Any:
-        dispatcher = numba.njit(fn, parallel=parallel, **_OPTIONS, **options)
-        dispatcher._cache = _DiskCache(f"{name}-{'parallel' if parallel else 'serial'}")
+    @functools.cached_property
+    def serial(self) -> Any:
+        return self._variant("serial")
+
+    @functools.cached_property
+    def parallel(self) -> Any:
+        return self._variant("parallel")
+
+    def _variant(self, which: str) -> Any:
+        dispatcher = numba.njit(self._fn, parallel=which == "parallel", **_OPTIONS, **self._options)
+        dispatcher._cache = _DiskCache(f"{self._name}-{which}")
         return dispatcher
 
     def __call__(self, *args: Any) -> Any:
-        if self.parallel is None or args[0].size < self.parallel_from or _forked or _threads == 1:
+        if self.parallel_from is None or args[0].size < self.parallel_from or _forked or _threads == 1:
             return self.serial(*args)
         if _threads is not None:
             numba.set_num_threads(_threads)  # Numba keeps this number per thread
