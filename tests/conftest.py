@@ -1,0 +1,33 @@
+"""What all tests share: the device they run on, and random numbers that repeat."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import pytest
+
+import minigrad as mg
+
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=["cpu", "cuda"], default="cpu", help="where the tensors of the tests live")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--device") == "cuda" and not mg.cuda.is_available():
+        raise pytest.UsageError("--device cuda: no CUDA device can be used here. Run without it, or with --device cpu.")
+
+
+@pytest.fixture(scope="session")
+def device(pytestconfig: pytest.Config) -> str:
+    return str(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    mg.manual_seed(0)
