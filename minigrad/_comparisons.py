@@ -69,8 +69,10 @@ def comparisons(
     *,
     seed: int = 0,
     names: Sequence[str] | None = None,
+    against: Function | None = None,
+    entrywise: int = ENTRYWISE,
 ) -> Iterator[Comparison]:
-    """Every number that `gradcheck` compares."""
+    """Every number that `gradcheck` compares; the differences are those of `against`, if given, in place of `fn`."""
     if not 0 < eps < math.inf:
         raise ValueError(f"gradcheck: expected a positive eps, the first step over the input's scale; got {eps}")
     arguments = _arguments(inputs)
@@ -93,14 +95,14 @@ def comparisons(
                 moved = _copies(arguments)
                 moved[i] = _tensor_like(moved[i], x + t * direction)
                 with no_grad():
-                    return _flat(_outputs(fn, moved))
+                    return _flat(_outputs(against or fn, moved))
 
             return f
 
         if not x.size or not len(weights):
             continue
         noise = measure_noise(along(_unit(_signed(rng, x.shape))), weights, STEP * _norm(x))
-        for where, direction, scale in _directions(rng, x):
+        for where, direction, scale in _directions(rng, x, entrywise):
             numeric = differentiate(along(direction), weights, eps * scale, noise)
             with np.errstate(invalid="ignore"):  # infinite gradients: they fail the comparison
                 analytic = gradient @ direction.reshape(-1)
@@ -165,9 +167,9 @@ def gradient_of(fn: Function, checked: Sequence[int], count: int) -> Function:
 # What is compared ----------------------------------------------------------------------------------------------------
 
 
-def _directions(rng: np.random.Generator, x: Array) -> Iterator[tuple[str, Array, float]]:
+def _directions(rng: np.random.Generator, x: Array, entrywise: int) -> Iterator[tuple[str, Array, float]]:
     """(name, unit vector, scale of x along it)."""
-    if x.size > ENTRYWISE:
+    if x.size > entrywise:
         for j in range(DIRECTIONS):
             yield f"random direction {j}", _unit(_signed(rng, x.shape)), _norm(x)
         return

@@ -1,4 +1,4 @@
-"""The checker checked: true gradients agree to nine digits, and planted wrong rules of every kind and size are found."""
+"""The checker checked: true gradients agree to nine digits, and wrong rules of every kind and size are found."""
 
 from __future__ import annotations
 
