@@ -96,7 +96,7 @@ ELEMENTWISE = [
     unary("log1p", domain=POSITIVE),
     unary("expm1"),
     unary("sqrt", domain=POSITIVE),
-    unary("rsqrt", lambda x: x**-0.5, POSITIVE),
+    unary("rsqrt", lambda x: 1 / np.sqrt(x), POSITIVE),
     unary("square"),
     unary("reciprocal", domain=POSITIVE),
     unary("sin"),
