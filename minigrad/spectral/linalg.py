@@ -25,7 +25,7 @@ def singular_values(module: Module, k: int, name: str = "weight") -> Tensor:
     >>> mg.spectral.singular_values(layer, 2)
     tensor([3., 2.])
     """
-    weight, dim = raw_weight(module, name)
+    weight, dim = raw_weight("singular_values", module, name)
     m, n, dim = matrix_shape("singular_values", weight, dim)
     if not 1 <= k <= min(m, n):
         raise ValueError(f"singular_values: expected k between 1 and {min(m, n)} for a matrix {(m, n)}; got {k}")

@@ -5,7 +5,8 @@ memory it is w[p, i, q], p before that axis and q behind it: row i, column (p, q
 is the plain matrix Mᵀ, and u and v change places.
 
 Sums run in float64 over blocks whose borders depend on shapes alone. That keeps their digits, makes the serial and the
-parallel variant agree to the bit, and leaves room for the square of a square of a float32 of any size.
+parallel variant agree to the bit, and leaves room for the square of a square of a float32 of any size. Only the
+helpers, whose text is one for both variants, may reorder their arithmetic; the kernels around them may not.
 """
 
 from __future__ import annotations
@@ -35,6 +36,15 @@ def _dot(x: Array, y: Array) -> float:
     total = 0.0
     for i in range(x.size):
         total += np.float64(x[i]) * np.float64(y[i])
+    return total
+
+
+@helper
+def _total(parts: Array) -> float:
+    """Σ, which as `parts.sum()` the parallel variant would split by threads."""
+    total = 0.0
+    for part in parts:
+        total += part
     return total
 
 
@@ -105,7 +115,7 @@ def _gather(parts: Array, left: int, right: int) -> None:
             parts[0, q] += parts[block, q]
 
 
-@jit(_PARALLEL_FROM, reassociate=True)
+@jit(_PARALLEL_FROM)
 def _rows_first(w: Array, u: Array, v: Array, eps: float) -> float:
     """u ← Mv/‖·‖, v ← Mᵀu/‖·‖ in place, in one pass: z = Mᵀ(Mv) takes in each row while it is in cache from t = Mv."""
     a, m, b = w.shape
@@ -124,7 +134,7 @@ def _rows_first(w: Array, u: Array, v: Array, eps: float) -> float:
     return _finish(t[:m], parts[0], u, v, eps)
 
 
-@jit(_PARALLEL_FROM, reassociate=True)
+@jit(_PARALLEL_FROM)
 def _columns_first(w: Array, u: Array, v: Array, eps: float) -> float:
     """v ← Mᵀu/‖·‖, u ← Mv/‖·‖ in place. Two passes along the rows are faster than one along the columns."""
     a, m, b = w.shape
@@ -145,7 +155,7 @@ def _columns_first(w: Array, u: Array, v: Array, eps: float) -> float:
     return _finish(parts[0], z[:m], v, u, eps)
 
 
-@jit(_PARALLEL_FROM, reassociate=True)
+@jit(_PARALLEL_FROM)
 def _bilinear(w: Array, u: Array, v: Array) -> float:
     """uᵀMv."""
     a, m, b = w.shape
@@ -171,7 +181,7 @@ def _pull_row(out: Array, g: Array, c: Any, x: Array, inverse: Any) -> None:
         out[q] = (g[q] - c * x[q]) * inverse
 
 
-@jit(_PARALLEL_FROM, reassociate=True)
+@jit(_PARALLEL_FROM)
 def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Array) -> None:
     """(G − ⟨G, W/σ⟩ u vᵀ)/σ."""
     a, m, b = g.shape
@@ -180,7 +190,7 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
     for block in prange(len(parts)):
         piece = slice(block * _FLAT, (block + 1) * _FLAT)
         parts[block] = _dot(g_flat[piece], w_flat[piece])
-    slope = parts.sum() / sigma
+    slope = _total(parts) / sigma
     x = v.reshape(a, b)
     inverse = g.dtype.type(1 / sigma)
     for row in prange(a * m):
@@ -209,7 +219,7 @@ def power_iteration(
     sweep = _columns_first if (order == "uv") == exchanged else _rows_first
     for _ in range(n_power_iterations):
         sigma = sweep(matrix, rows, columns, eps)
-    if not _SMALL < sigma < 1 / _SMALL:  # only a float64 weight can have come out of range: bring its largest entry to 1
+    if not _SMALL < sigma < 1 / _SMALL:  # only a float64 weight can be out of range: bring its largest entry to 1
         exponent = int(np.frexp(np.abs(matrix).max())[1])
         if exponent:
             scaled = np.ldexp(matrix, -exponent).reshape(w.shape)

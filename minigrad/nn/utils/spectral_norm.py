@@ -272,9 +272,9 @@ def remove_spectral_norm(module: Module, name: str = "weight", restore_original:
     return module
 
 
-def raw_weight(module: Module, name: str = "weight") -> tuple[Parameter, int]:
+def raw_weight(op: str, module: Module, name: str) -> tuple[Parameter, int]:
     """The parameter that is trained, normalized or not, and the axis along which its matrix has its rows."""
     there = module._parametrized().get(name)
     if isinstance(there, SpectralParametrization):
         return there.original, there.dim
-    return _parameter("raw_weight", module, "", name), _axis(module, None)
+    return _parameter(op, module, "", name), _axis(module, None)
