@@ -88,9 +88,8 @@ def test_fact_2_each_meets_its_oracle(name, shape, dim, n, order):
     def loss(x):
         return cubic(c, oracle(CONVENTIONS[name].oracle, x, u, v, **options))
 
-    np.testing.assert_allclose(
-        made(name, mg.tensor(w), u, v, **options).numpy(), oracle(CONVENTIONS[name].oracle, w, u, v, **options), rtol=1e-12
-    )
+    value = oracle(CONVENTIONS[name].oracle, w, u, v, **options)
+    np.testing.assert_allclose(made(name, mg.tensor(w), u, v, **options).numpy(), value, rtol=1e-12)
     weight = mg.tensor(w, requires_grad=True)
     (grad,) = mg.grad(cubic(mg.tensor(c), made(name, weight, u, v, **options)), weight)
     first = derivative(lambda t: loss(w + t * d), 0.02)
@@ -180,7 +179,7 @@ def test_elementwise_refuses_double_backward():
     w, u, v, _ = case((4, 6), 0)
     weight = mg.tensor(w, requires_grad=True)
     (grad,) = mg.grad(made("elementwise", weight, u, v).square().sum(), weight, create_graph=True)
-    with pytest.raises(RuntimeError, match="'elementwise'.*cannot be differentiated.*'fixed_uv'"):
+    with pytest.raises(RuntimeError, match=r"'elementwise'.*cannot be differentiated.*'fixed_uv'"):
         mg.grad(grad.sum(), weight)
 
 
@@ -311,12 +310,13 @@ def test_float16_computes_in_float32(name):
     g = g.astype(np.float16)
     weight = mg.tensor(half, requires_grad=True)
     w_bar = made(name, weight, u, v)
-    wide = made(name, mg.tensor(half.astype(np.float64)), u.astype(np.float64), v.astype(np.float64)).numpy()
+    exact = [x.astype(np.float64) for x in (half, u, v)]
+    wide = made(name, mg.tensor(exact[0]), *exact[1:]).numpy()
     assert w_bar.dtype == mg.float16
     np.testing.assert_allclose(w_bar.detach().numpy(), wide, rtol=2e-3)
     small = (g * np.float16(2**-6)).astype(np.float16)
     (grad,) = mg.grad(w_bar, weight, mg.tensor(small))
-    expected = gradient(name, half.astype(np.float64), u.astype(np.float64), v.astype(np.float64), small.astype(np.float64))
+    expected = gradient(name, *exact, small.astype(np.float64))
     np.testing.assert_allclose(grad.numpy(), expected, rtol=5e-3, atol=5e-3 * np.abs(expected).max())
 
 
@@ -360,7 +360,7 @@ def test_gradients_of_any_shape(name, shape, dim, n, order, seed):
 
 def test_errors():
     w, u, v = mg.ones(3, 4), mg.ones(3), mg.ones(4)
-    with pytest.raises(ValueError, match="expected one of fixed_uv, detached, .*; got 'fixed'"):
+    with pytest.raises(ValueError, match=r"expected one of fixed_uv, detached, .*; got 'fixed'"):
         apply("fixed", w, u, v)
     with pytest.raises(ValueError, match="expected order 'uv' or 'vu'; got 'both'"):
         apply("unrolled", w, u, v, order="both")

@@ -17,7 +17,8 @@ from minigrad.nn.functional import spectral_normalize, spectral_sigma
 from minigrad.spectral import power_iteration
 
 LAYOUTS = [
-    ((4, 6), 0), ((4, 6), 1), ((6, 4), -1), ((1, 9), 0), ((7,), 0), ((2, 3, 4), 2), ((3, 5, 2, 2), 0), ((3, 5, 2, 2), 1),
+    ((4, 6), 0), ((4, 6), 1), ((6, 4), -1), ((1, 9), 0), ((7,), 0),
+    ((2, 3, 4), 2), ((3, 5, 2, 2), 0), ((3, 5, 2, 2), 1),
 ]  # fmt: skip
 
 
