@@ -11,6 +11,7 @@ computational noise", 2011; their points are evenly spaced, and rounding can kee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,8 +75,8 @@ def measure_noise(f: Callable[[float], Array], weights: Array, step: float) -> A
     parabolas = np.linalg.qr(np.vander(NEARBY / NEARBY[-1], 3))[0]
     with np.errstate(invalid="ignore"):
         rest = values - parabolas @ (parabolas.T @ values)
-        measured = np.sqrt(np.sum((rest @ weights.T) ** 2, axis=0) / (len(NEARBY) - 3))
-    return np.maximum(measured, EPS * size_of(weights, values[0]))
+        measured = size_of(np.ones((1, len(NEARBY))), rest @ weights.T)[0] / math.sqrt(len(NEARBY) - 3)
+        return np.maximum(measured, EPS * size_of(weights, values[0]))
 
 
 def differentiate(f: Callable[[float], Array], weights: Array, step: float, noise: Array) -> Differences:
@@ -107,4 +108,5 @@ def differentiate(f: Callable[[float], Array], weights: Array, step: float, nois
 
 def size_of(weights: Array, values: Array) -> Array:
     """What independent relative errors in the values amount to in `weights @ values`."""
-    return np.sqrt(weights**2 @ values**2)
+    largest = np.max(abs(values), initial=0.0) or 1.0  # so that no square overflows or vanishes
+    return np.sqrt(weights**2 @ (values / largest) ** 2) * largest

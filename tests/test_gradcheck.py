@@ -165,6 +165,21 @@ def test_the_smallest_error_promised_is_caught_always(
         gradcheck(fn, x)
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_scales_whose_squares_vanish_or_overflow(scale: float) -> None:
+    x = (normal(4).detach() * scale).requires_grad_()
+    assert gradcheck(lambda x: x * 3 + (x / scale).sin() * scale, x)
+    with pytest.raises(GradcheckError):
+        gradcheck(lambda x: x * 3 + (x / scale).sin().detach() * scale, x)
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-3, 1.0])
+def test_any_first_step_will_do(eps: float) -> None:
+    assert gradcheck(wrong_by(1.0), normal(5), eps=eps)
+    with pytest.raises(GradcheckError):
+        gradcheck(wrong_by(1 + 1e-6), normal(5), eps=eps)
+
+
 def test_what_lies_below_the_tolerance_passes() -> None:
     assert gradcheck(wrong_by(1 + 1e-10), normal(5))
     assert gradcheck(wrong_by(1 + 1e-4), normal(5), rtol=1e-3)
@@ -244,6 +259,17 @@ def test_wrong_second_order_rules_are_caught(name: str) -> None:
     assert gradcheck(fn, inputs)
     with pytest.raises(GradcheckError):
         gradgradcheck(fn, inputs)
+
+
+def test_what_goes_wrong_only_where_gradients_of_several_outputs_meet_is_caught() -> None:
+    def fn(x: mg.Tensor) -> list[mg.Tensor]:
+        y = x.sin()
+        if y.requires_grad:
+            y.register_hook(lambda g: g * 2 if (g != 0).all() else g)
+        return [y[:2] * 1, y[2:] * 1]
+
+    with pytest.raises(GradcheckError, match="for all outputs, disagrees"):
+        gradcheck(fn, normal(4))
 
 
 def test_the_spectral_node_with_sigma_in_the_graph_passes_both() -> None:
