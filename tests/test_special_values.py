@@ -135,7 +135,7 @@ def test_nan_and_infinity_go_where_numpys_go(row: Row, dtype: str) -> None:
 
 
 DTYPES = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2}
-WITHOUT_NAN = {"getitem mask", "where a number", "split", "split sizes", "chunk", "pad crops"}  # those may leave the NaN out
+WITHOUT_NAN = {"getitem mask", "where a number", "split", "split sizes", "chunk", "pad crops"}  # may leave the NaN out
 
 
 @pytest.mark.parametrize("row", [r for r in TABLE.values() if r.name not in WITHOUT_NAN], ids=lambda row: row.name)

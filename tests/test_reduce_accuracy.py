@@ -1,0 +1,85 @@
+"""Float32 sums: |error| < 1e-6 · Σ|x|, whatever the size, the axes and the layout; and what is made of sums."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+
+LENGTHS = [1, 2, 255, 256, 257, 4095, 4096, 4097, 100_003, 1_000_000, 10_000_000]
+DATA = {
+    "all 0.1": lambda n: np.full(n, 0.1, np.float32),  # each rounding falls the same way
+    "growing": lambda n: np.linspace(0.1, 1, n, dtype=np.float32) ** 2,
+    "cancelling": lambda n: np.random.default_rng(n).standard_normal(n, np.float32),
+    "one giant": lambda n: np.concatenate([np.float32([1e8]), np.full(n - 1, 0.3, np.float32)]),
+}
+
+
+def error(found: Any, x: Any, dims: Any = None) -> float:
+    """The largest |error| over Σ|x|, against sums in float64."""
+    exact, size = x.sum(dims, dtype=np.float64), np.abs(x).sum(dims, dtype=np.float64)
+    return float(np.max(np.abs(np.asarray(found, np.float64) - exact) / size))
+
+
+@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("n", LENGTHS)
+def test_long_sums(kind: str, n: int, device: str) -> None:
+    x = DATA[kind](n)
+    found = mg.tensor(x, device=device).sum().item()
+    assert error(found, x) < 1e-6
+    if n <= 100_003:
+        assert abs(found - math.fsum(x.tolist())) <= 1e-6 * math.fsum(np.abs(x).tolist())
+
+
+SHAPE = (3, 5, 70, 300)
+AXES = [dims for k in range(1, 5) for dims in itertools.combinations(range(4), k)]
+
+
+@pytest.mark.parametrize("dims", AXES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "strided", "reversed", "expanded"])
+def test_sums_over_any_dims_of_any_layout(dims: tuple[int, ...], layout: str) -> None:
+    base = np.random.default_rng(0).random(SHAPE, np.float32) + np.float32(0.1)
+    x = {
+        "contiguous": lambda: base,
+        "transposed": lambda: base.transpose(2, 0, 3, 1),
+        "strided": lambda: base[:, ::2, 1:, ::3],
+        "reversed": lambda: base[::-1, :, ::-1],
+        "expanded": lambda: np.broadcast_to(base[:, :1], SHAPE),
+    }[layout]()
+    t = mg.from_numpy(x) if x.flags.writeable else mg.from_numpy(base[:, :1]).expand(*SHAPE)
+    assert error(t.sum(dims).numpy(), x, dims) < 1e-6
+    assert t.sum(dims, keepdim=True).shape == x.sum(dims, keepdims=True).shape
+
+
+@pytest.mark.parametrize("n", [300, 70_000, 1_000_000])
+def test_what_is_made_of_sums_keeps_their_accuracy(n: int) -> None:
+    x = np.random.default_rng(1).random(n, np.float32) + np.float32(3)
+    t, wide = mg.tensor(x), x.astype(np.float64)
+    assert t.mean().item() == pytest.approx(wide.mean(), rel=1e-6)
+    assert t.var().item() == pytest.approx(wide.var(ddof=1), rel=1e-5)
+    assert t.norm().item() == pytest.approx(np.linalg.norm(wide), rel=1e-6)
+    assert error(t.cumsum(0).numpy()[-1], x) < 1e-6
+    assert mg.logsumexp(t, 0).item() == pytest.approx(math.log(np.exp(wide).sum()), rel=1e-6)
+    assert mg.softmax(t, 0).sum().item() == pytest.approx(1, rel=1e-6)
+
+
+def test_gradients_of_broadcasting_are_as_accurate(device: str) -> None:
+    """They are sums too: a bias collects one term per row."""
+    g = np.random.default_rng(2).standard_normal((100_000, 3), np.float32)
+    bias = mg.zeros(3, device=device, requires_grad=True)
+    (found,) = mg.grad(mg.zeros(100_000, 3, device=device) + bias, bias, mg.tensor(g, device=device))
+    assert error(found.numpy(), g, 0) < 1e-6
+
+
+def test_repeated_indices_add_up_in_a_fixed_order() -> None:
+    places = mg.tensor(np.random.default_rng(3).integers(0, 7, 50_000))
+    x = mg.ones(7, requires_grad=True)
+    g = mg.rand(50_000)
+    (a,), (b,) = mg.grad(x[places], x, g), mg.grad(x[places], x, g)
+    assert a.numpy().tobytes() == b.numpy().tobytes()
+    np.testing.assert_allclose(a.numpy(), np.bincount(places.numpy(), g.numpy().astype(float), 7), rtol=1e-4)

@@ -1,0 +1,105 @@
+"""The serial and the parallel variant of every kernel give the same bits, so that threads never change a result."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+import minigrad.nn.functional as F
+from minigrad.kernels.cpu._jit import Kernel
+
+
+def copies(args: tuple[Any, ...]) -> list[Any]:
+    return [a.copy() if isinstance(a, np.ndarray) else a for a in args]
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Let every kernel call run both variants and compare all arrays; gives the names of the kernels that were."""
+    names: set[str] = set()
+
+    def both(self: Kernel, *args: Any) -> Any:
+        one, other = copies(args), copies(args)
+        results = self.serial(*one), (self.parallel if self.parallel_from else self.serial)(*other)
+        for a, b in zip([*one, results[0]], [*other, results[1]], strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), f"{self._name}: serial and parallel differ"
+        for mine, given in zip(one, args, strict=True):
+            if isinstance(given, np.ndarray) and given.flags.writeable:
+                given[...] = mine
+        names.add(self._name)
+        return results[0]
+
+    monkeypatch.setattr(Kernel, "__call__", both)
+    return names
+
+
+def twice(f: Callable[..., mg.Tensor], *xs: mg.Tensor) -> None:
+    """f, its gradient, and the gradient of that."""
+    xs = tuple(x.detach().requires_grad_() for x in xs)
+    y = f(*xs)
+    gs = mg.grad(y, xs, mg.randn(*y.shape, dtype=y.dtype), create_graph=True)
+    total = mg.cat([(g * g).sum().reshape(1) for g in gs]).sum()
+    if total.requires_grad:
+        mg.grad(total, xs, allow_unused=True)
+
+
+def elementwise(dtype: str) -> None:
+    x = mg.randn(37, 1031, dtype=dtype)
+    for f in (mg.sigmoid, mg.tanh, mg.softplus, mg.relu, mg.leaky_relu, mg.elu, mg.gelu, mg.silu):
+        twice(f, x)
+    mg.rsqrt(x.abs())
+    for make in (mg.rand, mg.randn):
+        make(10_007, dtype=dtype)
+
+
+def reductions(dtype: str) -> None:
+    x = mg.randn(37, 1031, dtype=dtype)
+    for dims in (None, 0, 1):
+        x.sum(dims)
+    mg.rand(3, 700_001, dtype=dtype).sum()
+    for f in (mg.softmax, mg.log_softmax, mg.logsumexp):
+        f(x, 1)
+
+
+def convolutions(dtype: str) -> None:
+    x, w, b = mg.randn(5, 4, 19, 17, dtype=dtype), mg.randn(6, 4, 3, 3, dtype=dtype), mg.randn(6, dtype=dtype)
+    twice(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), x, w, b)
+    twice(lambda x: F.max_pool2d(x, 3), x)
+    twice(lambda x: F.avg_pool2d(x, 3), x)
+
+
+def optimizers(dtype: str) -> None:
+    for make in (mg.optim.SGD, mg.optim.Adam, mg.optim.RMSprop):
+        p = mg.nn.Parameter(mg.randn(10_007, dtype=dtype))
+        p.grad = mg.randn(10_007, dtype=dtype)
+        make([p], lr=0.1).step()
+
+
+def spectral(dtype: str) -> None:
+    w, u, v = (mg.randn(*shape, dtype=dtype) for shape in ((67, 301), (67,), (301,)))
+    for order in ("uv", "vu"):
+        mg.spectral.power_iteration(w, u, v, order=order)
+    twice(lambda w: F.spectral_normalize(w, u, v)[0], w)
+
+
+WORK = {f.__name__: f for f in (elementwise, reductions, convolutions, optimizers, spectral)}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_serial_and_parallel_agree_bit_for_bit(work: str, compared: set[str]) -> None:
+    WORK[work]("float32")
+    assert compared
+
+
+def test_no_kernel_is_left_out(compared: set[str]) -> None:
+    for work in WORK.values():
+        work("float32")
+    reductions("float64")
+    mg.randn(10_007, dtype=mg.float64)
+    package = {k for k in gc.get_objects() if isinstance(k, Kernel) and k.__module__.startswith("minigrad.")}
+    assert {k._name for k in package if k.parallel_from is not None} <= compared
