@@ -1,14 +1,11 @@
-"""The spectral ops against NumPy in float64 and finite differences, at vectors that have not converged.
+"""The spectral ops against NumPy in float64 and finite differences, at vectors that have not converged."""
 
-Numbered facts are properties of the node that follow from its formula and hold whatever the implementation.
-"""
-
-import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from naive_spectral import case, matrix, pulled_back, sweeps, unit
 
 import minigrad as mg
 from minigrad._differences import derivative
@@ -20,47 +17,6 @@ LAYOUTS = [
     ((4, 6), 0), ((4, 6), 1), ((6, 4), -1), ((1, 9), 0), ((7,), 0),
     ((2, 3, 4), 2), ((3, 5, 2, 2), 0), ((3, 5, 2, 2), 1),
 ]  # fmt: skip
-
-
-def unit(x):
-    return x / np.linalg.norm(x)
-
-
-def matrix(w, dim):
-    return np.moveaxis(w, dim, 0).reshape(w.shape[dim], -1)
-
-
-def case(shape, dim, seed=0, dtype=np.float64, unit_length=True):
-    """A random weight, vectors that have nothing to do with it, and an upstream gradient."""
-    rng = np.random.default_rng(seed)
-    w = rng.standard_normal(shape).astype(dtype)
-    m = shape[dim]
-    u, v = rng.standard_normal(m), rng.standard_normal(w.size // m)
-    if unit_length:
-        u, v = unit(u), unit(v)
-    vectors = np.promote_types(dtype, np.float32)
-    return w, u.astype(vectors), v.astype(vectors), rng.standard_normal(shape).astype(dtype)
-
-
-def sweeps(m, u, v, n, order):
-    """The reference: power iteration as the paper writes it (18–22), in float64."""
-    m, u, v = (x.astype(np.float64) for x in (m, u, v))
-    for _ in range(n):
-        if order == "uv":
-            u = unit(m @ v)
-            v = unit(m.T @ u)
-        else:
-            v = unit(m.T @ u)
-            u = unit(m @ v)
-    return u, v, u @ m @ v
-
-
-def pulled_back(g, w, u, v, dim):
-    """(G − ⟨G, W̄⟩ u vᵀ)/σ, (12)."""
-    m, gm = matrix(w, dim).astype(np.float64), matrix(g, dim).astype(np.float64)
-    sigma = u @ m @ v
-    out = (gm - (gm * m).sum() / sigma * np.outer(u, v)) / sigma
-    return np.moveaxis(out.reshape(np.moveaxis(w, dim, 0).shape), 0, dim)
 
 
 def normalized(w, u, v, dim, g):
@@ -94,7 +50,7 @@ def test_normalize_is_the_formula(shape, dim, dtype, tolerance):
 @pytest.mark.parametrize(("shape", "dim"), LAYOUTS)
 def test_gradients_of_three_orders_by_differences(shape, dim):
     """⟨∂L/∂W, D⟩, ⟨∇²L D, E⟩ and the derivative of that: the node is closed under differentiation."""
-    w, u, v, c = case(shape, dim, unit_length=False)
+    w, u, v, c = case(shape, dim)
     rng = np.random.default_rng(1)
     a, b, d = rng.standard_normal((3, *shape))
     u, v, c = mg.tensor(u), mg.tensor(v), mg.tensor(c)
@@ -291,105 +247,6 @@ def test_a_zero_weight_is_defined():
     (grad,) = mg.grad((w_bar * mg.tensor(g)).sum() + w_bar.square().sum(), weight, create_graph=True)
     (second,) = mg.grad((grad * mg.tensor(g)).sum(), weight)
     assert not grad.detach().numpy().any() and not second.numpy().any()
-
-
-# Facts ----------------------------------------------------------------------------------------------------------------
-
-
-def test_fact_1_the_gradient_is_orthogonal_to_the_weight():
-    for seed in range(5):
-        w, u, v, g = case((6, 4), 0, seed)
-        w_bar, sigma, grad = normalized(w, u, v, 0, g)
-        lam = (g * w_bar).sum()
-        assert abs((grad * w).sum()) < 1e-14 * np.linalg.norm(grad) * np.linalg.norm(w)
-        assert abs((g / sigma * w).sum() - lam) < 1e-12 * abs(lam)  # a detached σ would give λ
-
-
-def test_fact_3_sigma_converges_twice_as_fast_as_its_gradient():
-    rho, (m, n) = 0.7, (6, 5)
-    rng = np.random.default_rng(3)
-    left, right = np.linalg.qr(rng.standard_normal((m, m)))[0], np.linalg.qr(rng.standard_normal((n, n)))[0]
-    w = left[:, :n] @ np.diag(rho ** np.arange(n)) @ right.T
-    g = rng.standard_normal((m, n))
-    exact = pulled_back(g, w, left[:, 0], right[:, 0], 0)
-    u, v = mg.tensor(unit(rng.standard_normal(m))), mg.tensor(unit(rng.standard_normal(n)))
-    power_iteration(mg.tensor(w), u, v, 12)
-    errors = []
-    for _ in range(4):
-        sigma = power_iteration(mg.tensor(w), u, v).item()
-        grad = normalized(w, u.numpy(), v.numpy(), 0, g)[2]
-        assert sigma <= 1 + 1e-15 and np.linalg.norm(w / sigma, 2) >= 1 - 1e-15
-        errors.append((1 - sigma, np.linalg.norm(grad - exact)))
-    for before, after in itertools.pairwise(errors):
-        assert after[0] / before[0] == pytest.approx(rho**4, rel=0.02)
-        assert after[1] / before[1] == pytest.approx(rho**2, rel=0.02)
-
-
-def test_fact_5_the_hessian_vector_product():
-    """HVP = (H − ⟨H, W̄⟩A)/σ − [dG + ⟨G, D⟩A − 2dλA]/σ²; symmetric, and HVP(W) = −∂L/∂W."""
-    w, u, v, c = case((4, 6), 0)
-    rng = np.random.default_rng(9)
-    d, e = rng.standard_normal((2, 4, 6))
-    weight = mg.tensor(w)
-
-    def loss(x):
-        w_bar = spectral_normalize(x, mg.tensor(u), mg.tensor(v))[0]
-        return (mg.tensor(c) * w_bar.square() * w_bar).sum()
-
-    product = mg.hvp(loss, weight, mg.tensor(d)).numpy()
-    a, sigma = np.outer(u, v), u @ w @ v
-    w_bar = w / sigma
-    g = 3 * c * w_bar**2
-    slope, lam = (a * d).sum(), (g * w_bar).sum()
-    h = 6 * c * w_bar * (d - slope * w_bar) / sigma
-    expected = (h - (h * w_bar).sum() * a) / sigma - (slope * g + (g * d).sum() * a - 2 * slope * lam * a) / sigma**2
-    np.testing.assert_allclose(product, expected, rtol=1e-10, atol=1e-10 * np.abs(expected).max())
-    other = mg.hvp(loss, weight, mg.tensor(e)).numpy()
-    assert (product * e).sum() == pytest.approx((other * d).sum(), rel=1e-11)
-    grad = (g - lam * a) / sigma
-    np.testing.assert_allclose(mg.hvp(loss, weight, weight).numpy(), -grad, atol=1e-11 * np.abs(grad).max())
-
-
-def test_fact_6_the_jacobian_is_an_oblique_projector_over_sigma():
-    w, u, v, _ = case((3, 4), 0)
-    rows = [normalized(w, u, v, 0, e.reshape(3, 4))[2].reshape(-1) for e in np.eye(12)]
-    sigma = u @ w @ v
-    p = np.array(rows) * sigma
-    np.testing.assert_allclose(p @ p, p, atol=1e-11 * np.linalg.norm(p, 2) ** 2)
-    assert np.linalg.matrix_rank(p, tol=1e-9) == 11
-    np.testing.assert_allclose(p @ w.reshape(-1), 0, atol=1e-12 * np.linalg.norm(p, 2))
-    assert np.linalg.norm(p, 2) == pytest.approx(np.linalg.norm(w / sigma), rel=1e-12)
-    assert np.abs(normalized(w, u, v, 0, np.outer(u, v))[2]).max() < 1e-14  # G ∝ A: no gradient
-
-
-def test_fact_6_plain_sgd_lets_the_raw_norm_only_grow():
-    w, u, v, g = case((3, 4), 0)
-    grad = normalized(w, u, v, 0, g)[2]
-    for alpha in (0.01, 1.0):
-        grown = np.linalg.norm(w) ** 2 + alpha**2 * np.linalg.norm(grad) ** 2
-        assert np.linalg.norm(w - alpha * grad) ** 2 == pytest.approx(grown, rel=1e-13)
-
-
-def test_fact_7_degenerate_weights():
-    for shape in ((1, 9), (9, 1)):  # exact after one sweep, with the gradient of W/‖W‖
-        w, u, v, g = case(shape, 0)
-        stepped = mg.tensor(u), mg.tensor(v)
-        norm = np.linalg.norm(w)
-        assert power_iteration(mg.tensor(w), *stepped).item() == pytest.approx(norm, rel=1e-14)
-        expected = (g - (g * w).sum() / norm**2 * w) / norm
-        np.testing.assert_allclose(normalized(w, *(x.numpy() for x in stepped), 0, g)[2], expected, atol=1e-14)
-    stuck = mg.tensor([0.0, 1.0]), mg.tensor([0.0, 1.0])  # u₀ ⊥ u₁ stays at σ₂
-    assert power_iteration(mg.tensor([[3.0, 0.0], [0.0, 1.0]]), *stuck, 50).item() == 1.0
-    w, u, v, g = case((4, 5), 0)  # the sign of the pair does not matter
-    for one, other in zip(normalized(w, u, v, 0, g), normalized(w, -u, -v, 0, g), strict=True):
-        np.testing.assert_array_equal(one, other)
-    u = unit(np.array([1.0, 2.0, 2.0]))  # identity: every pair is leading; differences with it frozen agree
-    g = case((3, 3), 0)[3]
-    grad = normalized(np.eye(3), u, u, 0, g)[2]
-    frozen = derivative(lambda t: ((np.eye(3) + t * g) / (u @ (np.eye(3) + t * g) @ u) * g).sum(), 0.1)
-    svd = derivative(lambda t: ((np.eye(3) + t * g) / np.linalg.norm(np.eye(3) + t * g, 2) * g).sum(), 0.1)
-    assert (grad * g).sum() == pytest.approx(frozen.value, rel=1e-10)
-    assert abs((grad * g).sum() - svd.value) > 1e-2
 
 
 # Misuse ---------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ class Point(NamedTuple):
     u: Tensor
     v: Tensor
     sigma: Tensor
-    dim: int
     n_power_iterations: int
     eps: float
+    dim: int
     order: str
 
 
@@ -231,4 +231,4 @@ def apply(
     dim = check("apply", weight, u, v, dim)
     if sigma is None:
         sigma = spectral_sigma(weight.detach(), u, v, dim)
-    return row.normalize(weight, Point(u, v, sigma, dim, n_power_iterations, eps, order))
+    return row.normalize(weight, Point(u, v, sigma, n_power_iterations, eps, dim, order))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from minigrad._tensor import Tensor
 from minigrad.autograd import no_grad
 from minigrad.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from minigrad.nn.module import Module, Parametrization
 from minigrad.nn.parameter import Parameter, UninitializedParameter
-from minigrad.ops.conventions import apply, convention
+from minigrad.ops.conventions import Point, apply, convention
 from minigrad.ops.creation import ones, randn
 from minigrad.ops.elementwise import to_dtype
 from minigrad.ops.reduce import norm
@@ -26,15 +25,27 @@ class _State(Module):
 class SpectralParametrization(Parametrization):
     """What `spectral_norm` puts in the place of a weight: W̃ = γ · factor · W/σ(W)."""
 
-    def __init__(self, original: Parameter, *, learnable_scale: bool, **options: Any):
+    def __init__(
+        self,
+        original: Parameter,
+        *,
+        n_power_iterations: int,
+        eps: float,
+        dim: int,
+        gradient: str,
+        n_init_iterations: int,
+        order: str,
+        learnable_scale: bool,
+        factor: float | None,
+    ):
         super().__init__(original)
-        self.n_power_iterations: int = options["n_power_iterations"]
-        self.eps: float = options["eps"]
-        self.dim: int = options["dim"]
-        self.gradient: str = options["gradient"]
-        self.n_init_iterations: int = options["n_init_iterations"]
-        self.order: str = options["order"]
-        self.factor: float | None = options["factor"]
+        self.n_power_iterations = n_power_iterations
+        self.eps = eps
+        self.dim = dim
+        self.gradient = gradient
+        self.n_init_iterations = n_init_iterations
+        self.order = order
+        self.factor = factor
         self.register_module("0", _State())
         if learnable_scale:
             self.state.gamma = UninitializedParameter(vector_dtype(original), original.device)
@@ -68,10 +79,9 @@ class SpectralParametrization(Parametrization):
             )
 
     def _vectors(self) -> tuple[Tensor, Tensor]:
-        """Copies of u and v, so that a graph may keep them: later forwards step the stored ones."""
-        dtype = vector_dtype(self.original)
-        u, v = (to_dtype(x, dtype) for x in (self.state._u, self.state._v))
-        return clone(u), clone(v)
+        """The stored u and v, in the dtype that the weight asks for."""
+        stored, dtype = self.state._buffers, vector_dtype(self.original)
+        return to_dtype(stored["_u"], dtype), to_dtype(stored["_v"], dtype)
 
     def _scaled(self, w_bar: Tensor) -> Tensor:
         if self.factor is not None:
@@ -88,45 +98,43 @@ class SpectralParametrization(Parametrization):
         return apply(gradient, weight, u, v, sigma=sigma)
 
     def read(self) -> Tensor:
-        """W̃ at the stored vectors (with gradient="exact" at the true pair); no sweep, no change of state."""
+        """W̃ at the stored vectors (with gradient="exact" at the true pair); no sweep, no change of state.
+
+        The graph gets copies of the vectors: a later forward may step the stored ones.
+        """
         if self.original.ndim == 1:
             return self._scaled(self._normalized_vector())
-        u, v = self._vectors()
+        u, v = map(clone, self._vectors())
         return self._scaled(apply(self.gradient, self.original, u, v, n_power_iterations=0, dim=self.dim))
 
     def begin(self, training: bool) -> tuple[Tensor, Callable[[], None]]:
-        """W̃ for one forward call, in training mode after a step on copies of u and v that `commit` will store."""
+        """W̃ for one forward call: in training mode after a step, whose outcome the graph keeps and `commit` stores."""
         if not training:
             return self.read(), lambda: None
-        weight, u, v = self.original, None, None
+        weight = self.original
+        stepped: dict[str, Tensor] = {}
         if weight.ndim == 1:
             w_bar = self._normalized_vector()
         else:
-            at: dict[str, Any] = {
-                "n_power_iterations": self.n_power_iterations,
-                "eps": self.eps,
-                "dim": self.dim,
-                "order": self.order,
-            }
-            start = self._vectors()
-            u, v, sigma = sweep(weight, *start, **at)
+            options = self.n_power_iterations, self.eps, self.dim, self.order
+            start_u, start_v = self._vectors()
+            u, v, sigma = sweep(weight, start_u, start_v, *options)
+            stepped = {"_u": u, "_v": v}
             if self.gradient == "unrolled":
-                w_bar = apply("unrolled", weight, *start, **at)
-            else:
-                w_bar = apply(self.gradient, weight, u, v, sigma=sigma, **at)
+                u, v = clone(start_u), clone(start_v)
+            w_bar = convention(self.gradient).normalize(weight, Point(u, v, sigma, *options))
 
         def commit() -> None:
             with no_grad():
-                if u is not None and v is not None:
-                    self._store("_u", u)
-                    self._store("_v", v)
+                for name, x in stepped.items():
+                    self._store(name, x)
                 if self.gradient == "projected":
                     weight.copy_(w_bar.detach())
 
         return self._scaled(w_bar), commit
 
     def _store(self, name: str, x: Tensor) -> None:
-        buffer = getattr(self.state, name)
+        buffer = self.state._buffers[name]
         if buffer.dtype == x.dtype:
             buffer.copy_(x)
         else:  # the module was moved to float16, whose vectors are float32
