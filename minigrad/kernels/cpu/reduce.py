@@ -1,8 +1,8 @@
 """Reductions: sums with float64 block totals, extrema with their places, scans.
 
-`dims` are sorted, non-negative and not empty. Float32 sums run in blocks of 16: inside a block in float32, at most 15 roundings
-of 2⁻²⁴; over the blocks in float64. That keeps the error below 1e-6 of Σ|x| at any size. The order is written out and
-nothing may change it (no fast math), so that the serial and the parallel variant give the same bits.
+`dims` are sorted, non-negative and not empty. Float32 sums run in blocks of 16: inside a block in float32, at most 15
+roundings of 2⁻²⁴; over the blocks in float64. That keeps the error below 1e-6 of Σ|x| at any size. The order is written
+out and nothing may change it (no fast math), so that the serial and the parallel variant give the same bits.
 """
 
 from __future__ import annotations
