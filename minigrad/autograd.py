@@ -193,8 +193,7 @@ class Op:
     def _plan(self, requiring: int) -> tuple[tuple[str, str, int], ...]:
         """What to keep when these inputs (a bit mask) require grad."""
         wanted: dict[str, tuple[str, str, int]] = {}
-        names = {self.input_name(i) for i in range(requiring.bit_length()) if requiring >> i & 1}
-        for name in names:
+        for name in dict.fromkeys(self.input_name(i) for i in range(requiring.bit_length()) if requiring >> i & 1):
             if name not in self.rules:
                 raise RuntimeError(
                     f"{self.name}: input {name!r} is a constant of this op and may not require grad. "
