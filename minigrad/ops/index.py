@@ -63,7 +63,7 @@ def raw_index(index: Any) -> tuple[Any, bool]:
             array = np.asarray(part.detach() if isinstance(part, Tensor) else part)
             if array.dtype.kind not in "ib" and array.size:
                 raise IndexError(f"indexing: expected an integer or bool tensor as index; got {array.dtype}")
-            raw.append(array if array.size else array.astype(np.int64))
+            raw.append(array if array.dtype.kind in "ib" else array.astype(np.int64))  # [] is a list of no ints
             basic = False
         elif part is None or part is Ellipsis or isinstance(part, slice):
             raw.append(part)

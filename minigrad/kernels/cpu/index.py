@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def index_select(x: Array, dim: int, index: Array) -> Array:
 def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
     """Zeros of `extent` along `dim`, plus each slice of g at its index: the adjoint of `index_select`."""
     moved = np.moveaxis(g, dim, 0)
-    rows = np.ascontiguousarray(moved).reshape(moved.shape[0], -1)
+    rows = np.ascontiguousarray(moved).reshape(moved.shape[0], math.prod(moved.shape[1:]))
     wide = np.zeros((extent, rows.shape[1]), np.float32 if g.dtype == np.float16 else g.dtype)
     _add_rows(wide, np.ascontiguousarray(index), rows.astype(wide.dtype, copy=False))
     out = cast(wide, g.dtype).reshape(extent, *moved.shape[1:])

@@ -1,0 +1,203 @@
+"""x[…] and x[…] = y for every kind of index, and einsum and friends: against NumPy, by Hypothesis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+import minigrad as mg
+
+
+def arrays(shape: tuple[int, ...]) -> Any:
+    return np.arange(1.0, 1 + np.prod(shape, dtype=int)).reshape(shape)
+
+
+shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+
+
+@st.composite
+def parts(draw: st.DrawFn, n: int, advanced: Any) -> Any:
+    """An index for one dimension of extent n; `advanced` is the shape of integer arrays, None for basic ones only."""
+    kinds = ["slice", "whole"] + ["int"] * (n > 0) + ["array"] * (n > 0 and advanced is not None)
+    kind = draw(st.sampled_from(kinds))
+    if kind == "int":
+        return draw(st.integers(-n, n - 1))
+    if kind == "array":
+        size = int(np.prod(advanced))
+        return np.array(draw(st.lists(st.integers(-n, n - 1), min_size=size, max_size=size)), int).reshape(advanced)
+    bound = st.none() | st.integers(-n - 1, n + 1)
+    step = draw(st.sampled_from([None, 1, 2, -1, -2]))
+    return slice(draw(bound), draw(bound), step) if kind == "slice" else slice(None)
+
+
+@st.composite
+def indexed(draw: st.DrawFn) -> tuple[tuple[int, ...], Any]:
+    """A shape and an index that fits it: slices, ints, None, ..., integer arrays that broadcast, masks."""
+    shape = draw(shapes)
+    if draw(st.booleans()) and shape:  # a mask over the first dimensions
+        k = draw(st.integers(1, len(shape)))
+        size = int(np.prod(shape[:k]))
+        mask = np.array(draw(st.lists(st.booleans(), min_size=size, max_size=size)), bool).reshape(shape[:k])
+        rest = draw(st.integers(0, 1)) if k < len(shape) else 0
+        return shape, (mask, *[draw(parts(n, None)) for n in shape[k : k + rest]])
+    advanced = draw(st.none() | st.sampled_from([(), (2,), (3, 1), (0,)]))
+    given_dims = draw(st.integers(0, len(shape)))
+    index = [draw(parts(n, advanced)) for n in shape[:given_dims]]
+    if draw(st.booleans()):
+        index.insert(draw(st.integers(0, len(index))), None)
+    if draw(st.booleans()) and given_dims == len(index):
+        index.append(Ellipsis)
+    return shape, tuple(index)
+
+
+def ours(index: Any) -> Any:
+    return tuple(mg.tensor(i) if isinstance(i, np.ndarray) else i for i in index)
+
+
+@given(indexed())
+def test_reading_and_its_gradient(case: tuple[tuple[int, ...], Any]) -> None:
+    shape, index = case
+    a = arrays(shape)
+    x = mg.tensor(a, requires_grad=True)
+    y = x[ours(index)]
+    expected = a[index]
+    assert y.shape == np.shape(expected)
+    np.testing.assert_array_equal(y.detach().numpy(), expected)
+    g = arrays(y.shape) + 0.5
+    scattered = np.zeros_like(a)
+    np.add.at(scattered, index, g)
+    (dx,) = mg.grad(y, x, mg.tensor(g), create_graph=True)
+    np.testing.assert_array_equal(dx.detach().numpy(), scattered)
+
+
+@given(indexed())
+def test_writing(case: tuple[tuple[int, ...], Any]) -> None:
+    shape, index = case
+    a = arrays(shape)
+    x = mg.tensor(a)
+    shape_of_value = np.shape(a[index])
+    x[ours(index)] = mg.tensor(-arrays(shape_of_value))
+    a[index] = -arrays(shape_of_value)
+    np.testing.assert_array_equal(x.numpy(), a)
+    assert x.version == [1]
+    x[ours(index)] = 7
+    a[index] = 7
+    np.testing.assert_array_equal(x.numpy(), a)
+
+
+@given(indexed())
+def test_basic_indices_are_views_and_others_are_copies(case: tuple[tuple[int, ...], Any]) -> None:
+    shape, index = case
+    x = mg.tensor(arrays(shape))
+    y = x[ours(index)]
+    basic = not any(isinstance(i, np.ndarray) and i.ndim for i in index)
+    if y.numel():
+        assert np.shares_memory(x.numpy(), y.numpy()) == basic
+        y.zero_()
+        assert (x.version == y.version == [1]) == basic
+        assert bool((x == 0).any()) == basic
+
+
+def test_lists_numbers_and_arrays_are_indices_too() -> None:
+    x = mg.tensor(arrays((3, 4)))
+    assert x[[2, 0]].tolist() == x[np.array([2, 0])].tolist() == x[mg.tensor([2, 0])].tolist()
+    assert x[[True, False, True]].shape == (2, 4)
+    assert x[np.int64(1), mg.tensor(2)].item() == 7.0
+    assert x[[]].shape == (0, 4)
+    assert [row.tolist() for row in x] == x.tolist()
+
+
+@pytest.mark.parametrize(
+    ("index", "match"),
+    [
+        (3, r"shape \(3, 4\): index 3 is out of bounds for axis 0"),
+        ((0, 0, 0), r"shape \(3, 4\): too many indices"),
+        ([0, 5], r"shape \(3, 4\): index 5 is out of bounds"),
+        (mg.tensor([True, False]), r"shape \(3, 4\): boolean index did not match"),
+        (mg.tensor([0.5]), "expected an integer or bool tensor as index; got float32"),
+        (1.0, r"expected ints, slices, None, ..., int or bool tensors; got 1.0"),
+        ("a", "expected ints, slices"),
+        (True, "expected ints, slices"),
+    ],
+)
+def test_bad_indices(index: Any, match: str) -> None:
+    x = mg.tensor(arrays((3, 4)))
+    with pytest.raises(IndexError, match=match):
+        x[index]
+    with pytest.raises(IndexError, match=match):
+        x[index] = 1.0
+
+
+def test_bad_writes() -> None:
+    x = mg.zeros(3, 4)
+    with pytest.raises(ValueError, match=r"a value of shape \(3,\) does not broadcast into shape \(3, 4\)"):
+        x[:, :] = mg.ones(3)
+    with pytest.raises(TypeError, match="expected a value of dtype float32; got float64"):
+        x[0] = mg.ones(4, dtype=mg.float64)
+    with pytest.raises(TypeError, match="expected a tensor or a number; got list"):
+        x[0] = [1.0] * 4
+    with pytest.raises(RuntimeError, match=r"the value .* requires grad"):
+        x[0] = mg.ones(4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="read-only: an expanded view"):
+        x[:1].expand(2, 4)[0] = 1.0
+    with pytest.raises(RuntimeError, match=r"this tensor \(shape \(2,\)\) requires grad"):
+        mg.ones(2, requires_grad=True)[:] = 1.0
+    assert x.version == [0] and not x.any(), "a write that fails changes nothing"
+
+
+@st.composite
+def contractions(draw: st.DrawFn) -> tuple[str, list[Any]]:
+    extents = dict(zip("abcde", draw(st.lists(st.integers(0, 3), min_size=5, max_size=5)), strict=True))
+    letters = st.lists(st.sampled_from("abcde"), max_size=4, unique=True).map("".join)
+    terms = draw(st.lists(letters, min_size=1, max_size=4))
+    left = ",".join(terms)
+    used = sorted(set(left) - {","})
+    result = draw(st.permutations(used).map(lambda p: "".join(p[: len(p) // 2 + 1])))
+    equation = left + draw(st.sampled_from(["", "->" + result]))
+    return equation, [np.cos(arrays(tuple(extents[c] for c in term))) for term in terms]
+
+
+@given(contractions())
+def test_einsum(case: tuple[str, list[Any]]) -> None:
+    equation, operands = case
+    found = mg.einsum(equation, *map(mg.tensor, operands))
+    expected = np.einsum(equation, *operands)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "equation", ["ii", "ij,j->k", "ij->ii", "ijk", "ij,jk,kl", "i...", ",i->i", "ij;j", "1j"]
+)
+def test_einsum_refuses(equation: str) -> None:
+    with pytest.raises(ValueError, match="einsum"):
+        mg.einsum(equation, mg.ones(2, 2), *[mg.ones(2)] * equation.count(","))
+
+
+@given(shapes.filter(bool), st.data())
+def test_split_and_cat_are_inverse(shape: tuple[int, ...], data: st.DataObject) -> None:
+    dim = data.draw(st.integers(-len(shape), len(shape) - 1))
+    size = data.draw(st.integers(1, 5))
+    x = mg.tensor(arrays(shape))
+    pieces = x.split(size, dim)
+    np.testing.assert_array_equal(mg.cat(pieces, dim).numpy(), x.numpy())
+    torch = pytest.importorskip("torch").tensor(x.numpy())
+    assert [p.tolist() for p in pieces] == [p.tolist() for p in torch.split(size, dim)]
+    if x.shape[dim]:
+        assert [p.tolist() for p in x.chunk(size, dim)] == [p.tolist() for p in torch.chunk(size, dim)]
+
+
+@given(shapes.filter(bool), st.data())
+def test_pad_is_torchs(shape: tuple[int, ...], data: st.DataObject) -> None:
+    torch = pytest.importorskip("torch")
+    widths: list[int] = []
+    for n in shape[::-1][: data.draw(st.integers(1, len(shape)))]:
+        before = data.draw(st.integers(-n, 2))
+        widths += [before, data.draw(st.integers(-(n + min(before, 0)), 2))]
+    x = arrays(shape)
+    found = mg.pad(mg.tensor(x), widths, 9.0)
+    expected = torch.nn.functional.pad(torch.tensor(x), widths, value=9.0)
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
