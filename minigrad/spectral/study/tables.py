@@ -1,0 +1,106 @@
+"""All numbers of a study as plain rows: what goes into the JSON and the CSV files."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from minigrad.spectral.study.study import Results
+
+Row = dict[str, Any]
+
+
+def tables(results: Results) -> dict[str, list[Row]]:
+    """Name -> rows, all rows of one table with the same keys."""
+    made = {
+        "verdict": _verdict(results),
+        "layers": _layers(results),
+        "residuals": _residuals(results),
+        "spectra": _spectra(results),
+        "sweeps": _sweeps(results),
+        "steps": _steps(results),
+        "losses": [{"step": step, "loss": value} for step, value in results.losses],
+        "training": [asdict(record) for record in results.records],
+        "differences": [
+            {
+                "convention": pair.convention, "minus": pair.reference, "measure": pair.measure,
+                "difference": pair.difference.mean, "low": pair.difference.low, "high": pair.difference.high,
+                "p": pair.difference.p, "holm_p": pair.adjusted_p, "detected": pair.detected,
+            }
+            for pair in results.differences
+        ],
+    }  # fmt: skip
+    return {name: rows for name, rows in made.items() if rows}
+
+
+def _verdict(results: Results) -> list[Row]:
+    return [asdict(cell) for cell in results.verdict.cells] if results.verdict else []
+
+
+def _layers(results: Results) -> list[Row]:
+    rows = []
+    for opened in results.openings:
+        numbers = asdict(opened.numbers)
+        numbers["lambda"] = numbers.pop("lam")
+        del numbers["spectrum"]
+        rows.append(
+            {"step": opened.step, "layer": opened.layer, "shape": "x".join(map(str, opened.shape)),
+             "upstream": opened.upstream_from, "entrywise": opened.entrywise} | numbers
+        )  # fmt: skip
+    return rows
+
+
+def _residuals(results: Results) -> list[Row]:
+    at_node = [
+        {"where": "node", "step": opened.step, "layer": opened.layer, "vectors": state} | asdict(residual)
+        for opened in results.openings
+        for state, residuals in opened.residuals.items()
+        for residual in residuals
+    ]
+    through = [
+        {"where": "network", "step": one.step, "layer": one.layer, "vectors": "cold"} | asdict(residual)
+        for one in results.throughs
+        for residual in one.residuals
+    ]
+    return at_node + through
+
+
+def _spectra(results: Results) -> list[Row]:
+    return [
+        {"step": opened.step, "layer": opened.layer, "index": i + 1, "singular_value": value}
+        for opened in results.openings
+        for i, value in enumerate(opened.numbers.spectrum)
+    ]
+
+
+def _sweeps(results: Results) -> list[Row]:
+    rows = []
+    for one in results.falling:
+        unrolled = dict(zip(one.unrolled_sweeps, one.unrolled, strict=True))
+        for k, fixed, sigma in zip(one.sweeps, one.fixed_uv, one.sigma, strict=True):
+            rows.append(
+                {"layer": one.layer, "gap": one.gap, "sweeps": k, "fixed_uv_error": fixed, "sigma_error": sigma,
+                 "unrolled_error": unrolled.get(k), "theory_gradient": one.gap ** (2 * k - 1),
+                 "theory_sigma": one.gap ** (4 * k - 2), "theory_unrolled": k * one.gap ** (4 * k - 2)}
+            )  # fmt: skip
+    return rows
+
+
+def _steps(results: Results) -> list[Row]:
+    curve = results.step_curve
+    if curve is None:
+        return []
+    return [
+        {"layer": curve.layer, "direction": curve.direction, "h": h, "float64_error": double, "float32_error": single}
+        for h, double, single in zip(curve.steps, curve.float64, curve.float32, strict=True)
+    ]
+
+
+def finite(value: Any) -> Any:
+    """The same with every NaN and infinity as None, which JSON can say."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    return [finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,384 @@
+"""`minigrad study`: its mathematics against known values, one quick run end to end, and what it does with bad input."""
+
+import argparse
+import json
+import math
+import re
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("jinja2")
+pytest.importorskip("sklearn")
+
+from minigrad._differences import derivative
+from minigrad._errors import UsageError
+from minigrad.ops import conventions
+from minigrad.spectral.study import command, comparison, convergence, data, opening, output, verdict
+from minigrad.spectral.study.oracles import ORACLES, sweep, unit
+from minigrad.spectral.study.report import scientific
+from minigrad.spectral.study.statistics import holm, interval, quantile, within
+
+QUICK = ("--quick", "--steps", "12")
+
+
+def study(*argv):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(a) for a in argv]))
+
+
+# Oracles -------------------------------------------------------------------------------------------------------------
+
+
+def problem(seed=0, shape=(5, 8)):
+    rng = np.random.default_rng(seed)
+    weight, upstream = rng.standard_normal((2, *shape))
+    u, v = sweep(weight, unit(rng.standard_normal(shape[1])))
+    return weight, upstream, u, v
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("sweeps", [1, 3])
+@pytest.mark.parametrize("shape", [(5, 8), (8, 3), (1, 6), (6, 1)])
+def test_an_oracles_closed_form_is_the_derivative_of_its_function(name, sweeps, shape):
+    weight, upstream, u, v = problem(shape=shape)
+    oracle = ORACLES[name]
+    gradient = oracle.gradient(upstream, weight, u, v, sweeps)
+    for direction in np.random.default_rng(1).standard_normal((5, *shape)):
+        numeric = derivative(
+            lambda t, d=direction: np.vdot(upstream, oracle.normalize(weight + t * d, u, v, sweeps)), 0.05
+        )
+        assert abs(np.vdot(gradient, direction) - numeric.value) <= max(1e-9, 10 * numeric.error)
+
+
+def test_the_oracles_agree_at_convergence_and_nowhere_before():
+    weight, upstream, u, v = problem()
+    apart = [_distance(weight, upstream, u, v)]
+    for _ in range(400):
+        u, v = sweep(weight, v)
+    apart.append(_distance(weight, upstream, u, v))
+    assert apart[0] > 0.05
+    assert apart[1] < 1e-12
+
+
+def _distance(weight, upstream, u, v):
+    found = [oracle.gradient(upstream, weight, u, v) for oracle in ORACLES.values()]
+    return max(np.linalg.norm(a - b) for a in found for b in found) / np.linalg.norm(found[0])
+
+
+def test_errors_fall_at_the_rates_of_theory():
+    layer = opening.Layer("layer", (5, 8), *problem(3)[:1], *problem(3)[2:], problem(3)[1], "loss")
+    found = next(part for part in convergence.falling(layer, seed=0) if part is not None)
+    assert found.rate["fixed_uv"] == pytest.approx(found.gap**2, rel=0.02)
+    assert found.rate["sigma"] == pytest.approx(found.gap**4, rel=0.02)
+
+
+def test_the_plain_difference_is_a_v():
+    layer = opening.Layer("layer", (5, 8), *problem()[:1], *problem()[2:], problem()[1], "loss")
+    curve = convergence.step_curve(layer, seed=1)
+    best = int(np.argmin(curve.float64))
+    assert 10 < best < len(curve.steps) - 10
+    assert curve.float64[best] < 1e-9 < min(curve.float32)
+
+
+# Statistics ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "confidence, freedom, known",  # a printed table of Student's t
+    [(0.95, 1, 12.706), (0.95, 2, 4.303), (0.95, 4, 2.776), (0.99, 5, 4.032), (0.90, 9, 1.833), (0.95, 30, 2.042)],
+)
+def test_students_t(confidence, freedom, known):
+    assert quantile(confidence, freedom) == pytest.approx(known, abs=6e-4)
+    assert within(quantile(confidence, freedom), freedom) == pytest.approx(confidence, abs=1e-12)
+
+
+def test_an_interval_by_hand():
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert found.mean == 3
+    assert found.half == pytest.approx(2.77645 * math.sqrt(2.5 / 5), abs=1e-4)
+    assert found.p == pytest.approx(0.0132, abs=1e-4)
+    assert interval([0.0, 0.0, 0.0]).p == 1
+    assert interval([0.5, 0.5, 0.5]).p == 0
+
+
+def test_holms_correction():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_a_difference_is_detected_where_there_is_one_and_not_where_there_is_none():
+    rng = np.random.default_rng(0)
+    records = [
+        comparison.Record(name, seed, 9, "layer", loss, 0.9, 1.0, 1.0, 1.0, 0.0)
+        for seed in range(6)
+        for base in [rng.standard_normal()]
+        for name, loss in (("fixed_uv", base), ("exact", base + 0.01 * rng.standard_normal()), ("detached", base + 1))
+    ]
+    found = {(p.convention, p.measure): p for p in comparison.differences(records, "fixed_uv")}
+    assert found["detached", "loss"].detected and not found["exact", "loss"].detected
+    assert not found["detached", "accuracy"].detected and found["detached", "accuracy"].difference.half == 0
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    out = tmp_path_factory.mktemp("study")
+    assert study(*QUICK, "--out", out) == 0
+    return out
+
+
+class Resources(HTMLParser):
+    """Everything that a browser would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "data", "srcset", "xlink:href")]
+
+
+def test_the_report_is_one_self_contained_page(quick):
+    text = (quick / output.REPORT).read_text(encoding="utf-8")
+    page = Resources(text)
+    assert all(url.startswith("#") for url in page.found)
+    assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", text)
+    assert page.tags.count("svg") >= 14
+    assert not re.search(r"\bnan\b|None|Undefined|&lt;svg", text)
+    for part in (">passed<", "miyato2018spectral", "does not show", "prefers-color-scheme: dark", "· seed 0 ·"):
+        assert part in text
+
+
+def test_the_ids_in_the_page_are_unique(quick):
+    ids = re.findall(r'\bid="([^"]+)"', (quick / output.REPORT).read_text(encoding="utf-8"))
+    assert ids and len(ids) == len(set(ids))
+
+
+def test_the_numbers_beside_it(quick):
+    found = json.loads((quick / "results.json").read_text(encoding="utf-8"))
+    assert found["passed"] is True and found["unfinished"] == ""
+    assert set(found["minigrad"]) == {"command", "version", "seed", "dtype", "machine", "software"}
+    tables = {path.stem for path in quick.glob("*.csv")}
+    expected = {"verdict", "layers", "residuals", "spectra", "sweeps", "steps", "losses", "training", "differences"}
+    assert tables == expected <= set(found)
+    assert len(found["verdict"]) == 3 * len(conventions.CONVENTIONS)
+    for name in tables:
+        lines = (quick / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+        assert len(lines) == len(found[name]) + 1 and lines[0] == ",".join(found[name][0])
+
+
+def test_every_residual_is_decided_rightly(quick):
+    found = json.loads((quick / "results.json").read_text(encoding="utf-8"))
+    node = [r for r in found["residuals"] if r["where"] == "node" and r["vectors"] == "cold"]
+    network = [r for r in found["residuals"] if r["where"] == "network"]
+    assert node and network
+    for row in node + network:
+        assert row["meets"] == (conventions.CONVENTIONS[row["convention"]].oracle == row["oracle"])
+    for row in found["layers"]:
+        assert abs(row["radial"]) < 1e-12 and row["sigma_hat"] <= row["sigma"] * (1 + 1e-7)
+
+
+def test_the_same_seed_gives_the_same_numbers(quick, tmp_path):
+    arguments = ("--quick", "--steps", "4", "--conventions", "fixed_uv,exact", "--layers", "hidden2")
+    for name in "ab":
+        assert study(*arguments, "--out", tmp_path / name) == 0
+    for name in ("residuals", "training", "layers"):
+        assert (tmp_path / "a" / f"{name}.csv").read_bytes() == (tmp_path / "b" / f"{name}.csv").read_bytes()
+
+
+def test_the_convolutional_net_on_data_of_ones_own(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "own.npz"
+    np.savez(path, x=rng.standard_normal((60, 2, 6, 6)), y=rng.integers(0, 3, 60))
+    arguments = (
+        "--quick",
+        "--steps",
+        "3",
+        "--model",
+        "conv",
+        "--layers",
+        "conv1",
+        "--conventions",
+        "fixed_uv,detached",
+    )
+    assert study(*arguments, "--data", path, "--out", tmp_path / "out") == 0
+    assert "own.npz" in (tmp_path / "out" / output.REPORT).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "victim, impostor, words",
+    [("fixed_uv", "detached", "fixed_uv misses oracle"), ("detached", "fixed_uv", "detached meets oracle")],
+)
+def test_a_planted_wrong_convention_fails_the_study(victim, impostor, words, tmp_path, monkeypatch):
+    honest = conventions.apply
+    monkeypatch.setattr(
+        conventions, "apply", lambda name, *a, **k: honest(impostor if name == victim else name, *a, **k)
+    )
+    arguments = ("--quick", "--steps", "2", "--layers", "hidden2", "--conventions", "fixed_uv,detached")
+    assert study(*arguments, "--out", tmp_path) == 1
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert found["passed"] is False and words in found["sentence"]
+
+
+def test_a_weight_of_one_row_may_meet_every_oracle():
+    """There one sweep converges, the three oracles are one function, and each convention rightly meets all of them."""
+    weight, upstream, _, _ = problem(shape=(1, 6))
+    u, v = sweep(weight, np.ones(6))
+    layer = opening.Layer("row", (1, 6), weight, u, v, upstream, "loss")
+    names = tuple(conventions.CONVENTIONS)
+    openings = [part for part in opening.measure(0, layer, names, 8, True, 0) if part is not None]
+    met = [r for r in openings[0].residuals["cold"] if r.convention == "fixed_uv" and r.meets]
+    assert {r.oracle for r in met} == set(ORACLES)
+    assert verdict.judge(openings, ("fixed_uv", "exact", "unrolled")).passed
+
+
+@pytest.mark.parametrize("at", ["gradients at the node", "training under the conventions"])
+def test_ctrl_c_leaves_what_is_finished(at, tmp_path, monkeypatch):
+    from minigrad.spectral.study import terminal
+
+    stage = terminal.Terminal.stage
+
+    def interrupted(self, name, total):
+        if name == at:
+            raise KeyboardInterrupt
+        return stage(self, name, total)
+
+    monkeypatch.setattr(terminal.Terminal, "stage", interrupted)
+    arguments = ("--quick", "--steps", "2", "--layers", "hidden2", "--conventions", "fixed_uv")
+    assert study(*arguments, "--out", tmp_path) == command.INTERRUPTED
+    text = (tmp_path / output.REPORT).read_text(encoding="utf-8")
+    assert "interrupted" in text and (">passed<" in text) == (at != "gradients at the node")
+    assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["unfinished"] == at
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
+def test_a_real_sigint_ends_in_a_report(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minigrad", "study", "--steps", "100000", "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (tmp_path / "out").exists() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == command.INTERRUPTED and "Traceback" not in errors
+    assert (tmp_path / "out" / output.REPORT).exists()
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--steps", "-3"), "at least 1 training step; got -3"),
+        (("--steps", "0"), "got 0"),
+        (("--seed", "-1"), "not negative"),
+        (("--model", "gan"), "expected one of mlp, conv; got 'gan'"),
+        (("--conventions", "fixed_uv,wrong"), "'wrong'; choose among fixed_uv"),
+        (("--layers", "hidden9"), "'hidden9'; choose among hidden1, hidden2, output"),
+        (("--device", "tpu"), "cpu or cuda; got 'tpu'"),
+        (("--data", "nowhere.npz"), "nowhere.npz"),
+    ],
+)
+def test_a_wrong_argument(arguments, words, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        study(*arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_where_there_is_none(tmp_path, monkeypatch):
+    import minigrad as mg
+
+    monkeypatch.setattr(mg.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no usable CUDA device"):
+        study("--device", "cuda", "--out", tmp_path)
+
+
+X, Y = np.random.default_rng(0).standard_normal((40, 6)), np.arange(40) % 2
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"x": X}, "'y' is missing"),
+        ({"x": X, "y": Y[:9]}, "got (40, 6) and (9,)"),
+        ({"x": X.ravel(), "y": Y}, "expected x of shape (examples, …)"),
+        ({"x": X[:5], "y": Y[:5]}, "at least 20 examples"),
+        ({"x": np.where(X[3, 2] == X, np.nan, X), "y": Y}, "1 that are NaN or infinite, the first at (3, 2)"),
+        ({"x": X.astype(str), "y": Y}, "expected numbers in x"),
+        ({"x": X, "y": Y + 0.5}, "whole numbers"),
+        ({"x": X, "y": 0 * Y}, "at least two classes"),
+        ({"x": 0 * X, "y": Y}, "examples that differ"),
+    ],
+)
+def test_wrong_arrays(arrays, words, tmp_path):
+    path = tmp_path / "wrong.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        data.load(str(path), 0)
+
+
+def test_a_file_that_is_no_archive(tmp_path):
+    for name, content in (("text.npz", b"hello"), ("empty.npz", b""), ("cut.npz", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=r"expected an \.npz"):
+            data.load(str(tmp_path / name), 0)
+    np.savez(tmp_path / "objects.npz", x=np.array([{}] * 30), y=np.arange(30))
+    with pytest.raises(UsageError, match=r"expected an \.npz of plain arrays"):
+        data.load(str(tmp_path / "objects.npz"), 0)
+
+
+def test_flat_data_for_the_convolutional_net(tmp_path):
+    np.savez(tmp_path / "flat.npz", x=X, y=Y)
+    with pytest.raises(UsageError, match="expected images"):
+        study("--quick", "--model", "conv", "--data", tmp_path / "flat.npz", "--out", tmp_path / "out")
+
+
+def test_an_unwritable_folder_is_noticed_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--out: expected a folder that can be written"):
+        study("--quick", "--out", tmp_path / "file" / "out")
+
+
+def test_a_failing_write_leaves_the_older_report(tmp_path, monkeypatch):
+    output.write(tmp_path, "old", {"a": 1}, {"t": [{"k": 1}]})
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.Path, "write_text", full)
+    with pytest.raises(UsageError, match="No space left"):
+        output.write(tmp_path, "new", {"a": 2}, {"t": [{"k": 2}]})
+    assert (tmp_path / output.REPORT).read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {output.REPORT, "results.json", "t.csv"}
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(
+        UsageError, match=re.escape('jinja2, which is not installed here. pip install "minigrad[study]"')
+    ):
+        study("--quick", "--out", tmp_path)
+
+
+def test_numbers_as_one_writes_them():
+    assert [scientific(x) for x in (0.0, 0.0312, 1.5, 123.4, 8.13e-14, -2e-7, math.nan)] == [
+        "0", "0.031", "1.5", "123", "8.1·10⁻¹⁴", "−2.0·10⁻⁷", "—",
+    ]  # fmt: skip
