@@ -122,6 +122,21 @@ def test_nan_and_infinity_show():
         assert (stepped[0].numpy() == u).all() and (stepped[1].numpy() == v).all()
 
 
+def test_overflow_is_infinity_and_no_warning():
+    w = mg.full((50, 50), 3e38, requires_grad=True)
+    u, v = mg.ones(50), mg.ones(50)
+    w_bar, sigma = spectral_normalize(w, u, v)
+    w_bar.sum().backward()
+    assert sigma.item() == np.inf and power_iteration(w, u, v).item() == np.inf
+    huge = mg.full((50, 50), 1e308, dtype=mg.float64)
+    assert power_iteration(huge, mg.ones(50, dtype=mg.float64), mg.ones(50, dtype=mg.float64)).item() == np.inf
+    half = mg.tensor([[6e4, 1.0], [1.0, 1e-3]], dtype=mg.float16, requires_grad=True)
+    w_bar, sigma = spectral_normalize(half, mg.tensor([0.0, 1.0]), mg.tensor([0.0, 1.0]))
+    assert w_bar[0, 0].item() == np.inf and sigma.dtype == mg.float32
+    (grad,) = mg.grad(sigma.square(), half)
+    np.testing.assert_allclose(grad.numpy(), [[0, 0], [0, 2e-3]], rtol=1e-3)
+
+
 # The sweep ------------------------------------------------------------------------------------------------------------
 
 
@@ -265,6 +280,7 @@ def test_errors_say_what_was_expected():
         (lambda: spectral_sigma(mg.tensor(1.0), u, v), ValueError, "with dimensions"),
         (lambda: spectral_sigma(np.ones((3, 4)), u, v), TypeError, "expected a tensor; got ndarray"),
         (lambda: power_iteration(w, u, v, 0), ValueError, "n_power_iterations of at least 1; got 0"),
+        (lambda: power_iteration(w, u, v, eps=-1.0), ValueError, "eps of at least 0; got -1.0"),
         (lambda: power_iteration(w, u, v, order="vw"), ValueError, "expected order 'uv' or 'vu'; got 'vw'"),
     ]:
         with pytest.raises(error, match=message):

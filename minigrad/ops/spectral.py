@@ -184,6 +184,8 @@ def sweep(
     dim = check("power_iteration", weight, u, v, dim)
     if n_power_iterations < 1:
         raise ValueError(f"power_iteration: expected n_power_iterations of at least 1; got {n_power_iterations}")
+    if not eps >= 0:
+        raise ValueError(f"power_iteration: expected eps of at least 0; got {eps}")
     if order not in ORDERS:
         raise ValueError(f"power_iteration: expected order 'uv' or 'vu'; got {order!r}")
     return _sweep(weight.detach(), u, v, n=n_power_iterations, eps=eps, dim=dim, order=order)
@@ -212,8 +214,8 @@ def power_iteration(
     The weight may require grad; the step is outside of any graph. A graph that had saved u or v is told by their
     version. The other arguments are those of `spectral_sigma`.
 
-    ValueError: n_power_iterations below 1, another order, shapes. TypeError: dtypes. IndexError: dim. RuntimeError:
-    u or v requires grad.
+    ValueError: n_power_iterations below 1, eps below 0, another order, shapes. TypeError: dtypes. IndexError: dim.
+    RuntimeError: u or v requires grad.
 
     >>> import minigrad as mg
     >>> u, v = mg.tensor([0.6, 0.8]), mg.tensor([0.6, 0.8])

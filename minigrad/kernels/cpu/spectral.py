@@ -19,6 +19,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import helper, jit
+from minigrad.kernels.cpu.array import cast
 
 Array = Any
 _PARALLEL_FROM = 1 << 16  # elements of W
@@ -224,14 +225,15 @@ def power_iteration(
         if exponent:
             scaled = np.ldexp(matrix, -exponent).reshape(w.shape)
             new_u, new_v, sigma = power_iteration(scaled, u, v, n_power_iterations, eps, dim, order)
-            sigma = np.ldexp(sigma, exponent)
-    return new_u, new_v, np.asarray(sigma, u.dtype)
+            with np.errstate(over="ignore"):
+                sigma = np.ldexp(sigma, exponent)
+    return new_u, new_v, cast(np.asarray(sigma), u.dtype)
 
 
 def spectral_sigma(w: Array, u: Array, v: Array, dim: int) -> Array:
     """σ = uᵀMv."""
     matrix, rows, columns, _ = _arranged(w, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
-    return np.asarray(_bilinear(matrix, rows, columns), u.dtype)
+    return cast(np.asarray(_bilinear(matrix, rows, columns)), u.dtype)
 
 
 def spectral_scale(w: Array, sigma: Array) -> Array:
@@ -241,7 +243,7 @@ def spectral_scale(w: Array, sigma: Array) -> Array:
     flat = np.ascontiguousarray(w, sigma.dtype).reshape(-1)
     out = np.empty_like(flat)
     _scaled(flat, sigma[()], out)
-    return out.reshape(w.shape).astype(w.dtype, copy=False)
+    return cast(out.reshape(w.shape), w.dtype)
 
 
 def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim: int) -> Array:
@@ -251,14 +253,15 @@ def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim:
     upstream, rows, columns, _ = _arranged(g, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
     out = np.empty_like(upstream)
     _pulled_back(upstream, np.ascontiguousarray(w, out.dtype).reshape(out.shape), rows, columns, float(sigma), out)
-    return out.reshape(w.shape).astype(w.dtype, copy=False)
+    return cast(out.reshape(w.shape), w.dtype)
 
 
 def rank_one(c: Array, u: Array, v: Array, shape: tuple[int, ...], dim: int, dtype: Any) -> Array:
     """c u vᵀ in the layout of W."""
     before = math.prod(shape[:dim])
     with np.errstate(all="ignore"):
-        return ((c * u)[None, :, None] * v.reshape(before, 1, -1)).reshape(shape).astype(dtype, copy=False)
+        made = (c * u)[None, :, None] * v.reshape(before, 1, -1)
+    return cast(made.reshape(shape), dtype)
 
 
 # The whole spectrum ---------------------------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def svd(w: Array, dim: int) -> tuple[Array, Array, Array, Array]:
     else:
         r = min(matrix.shape)
         left, values, right = (np.full(shape, np.nan) for shape in ((len(matrix), r), (r,), (r, matrix.shape[1])))
-    return np.asarray(values[0], np.promote_types(w.dtype, np.float32)), left, values, right
+    return cast(values[:1], np.promote_types(w.dtype, np.float32)).reshape(()), left, values, right
 
 
 def leading_pair(left: Array, right: Array, shape: tuple[int, ...], dim: int, dtype: Any) -> Array:
@@ -304,7 +307,7 @@ def turned_pair(d: Array, left: Array, values: Array, right: Array, dim: int) ->
         dv = dv @ right + (y - y_in @ right) / values[0]
         turned = np.outer(du, v) + np.outer(u, dv)
     moved = np.moveaxis(np.empty(d.shape, np.bool_), dim, 0).shape
-    return np.ascontiguousarray(np.moveaxis(turned.reshape(moved), 0, dim), d.dtype)
+    return cast(np.ascontiguousarray(np.moveaxis(turned.reshape(moved), 0, dim)), d.dtype)
 
 
 def singular_values(w: Array, k: int, dim: int) -> Array:
@@ -312,4 +315,4 @@ def singular_values(w: Array, k: int, dim: int) -> Array:
     matrix = _matrix(w, dim)
     finite = np.isfinite(matrix).all()
     values = np.linalg.svd(matrix, compute_uv=False) if finite else np.full(min(matrix.shape), np.nan)
-    return values[:k].astype(np.promote_types(w.dtype, np.float32))
+    return cast(values[:k], np.promote_types(w.dtype, np.float32))
