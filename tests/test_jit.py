@@ -1,0 +1,175 @@
+"""The kernel cache and the threads: each promise in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad
+from minigrad.kernels.cpu import _jit
+
+RELU = """
+    import minigrad as mg
+    print(mg.relu(mg.tensor([-1.0, 2.0])).tolist())
+"""
+
+
+def run(code: str, cache: Path, package: Path, **environment: str) -> str:
+    """Standard output of a fresh interpreter; a failure, or more than a minute, fails the test."""
+    env = {**os.environ, "MINIGRAD_CACHE_DIR": str(cache), "PYTHONPATH": str(package), **environment}
+    code = textwrap.dedent(code) + "\nassert mg.__file__.startswith(" + repr(str(package)) + "), mg.__file__"
+    python = [sys.executable, "-c", code]
+    done = subprocess.run(python, env=env, cwd=package, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """Nobody edits a copy while the tests run."""
+    shutil.copytree(Path(minigrad.__file__).parent, folder / "minigrad", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_of_the_package(tmp_path_factory.mktemp("package"))
+
+
+def files(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.glob("*")}
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory, package: Path) -> Path:
+    """A cache with the kernel of relu in it."""
+    cache = tmp_path_factory.mktemp("warm")
+    assert run(RELU, cache, package) == "[0.0, 2.0]"
+    assert len(files(cache)) == 1
+    return cache
+
+
+def test_nothing_compiles_at_import(tmp_path: Path, package: Path) -> None:
+    code = """
+        import gc
+        import minigrad as mg
+        from numba.core.dispatcher import Dispatcher
+        everything = [d for d in gc.get_objects() if isinstance(d, Dispatcher)]
+        ours = [d for d in everything if d.py_func.__module__.startswith("minigrad")]
+        print(len(ours) > 0, sum(len(d.signatures) for d in ours))
+    """
+    assert (run(code, tmp_path, package), files(tmp_path)) == ("True 0", {})
+
+
+def test_a_second_process_finds_the_kernels(warm: Path, package: Path) -> None:
+    before = files(warm)
+    assert run(RELU, warm, package) == "[0.0, 2.0]"
+    assert files(warm) == before, "a kernel was compiled again"
+
+
+def test_a_changed_formula_is_never_served_stale(warm: Path, package: Path, tmp_path: Path) -> None:
+    scalar = copy_of_the_package(tmp_path) / "minigrad" / "kernels" / "scalar.py"
+    text = scalar.read_text()
+    old = "return x if x > type(x)(0) or x != x else type(x)(0)"
+    assert text.count(old) == 1
+    scalar.write_text(text.replace(old, old.replace("else type(x)(0)", "else type(x)(7)")))
+    before = files(warm)
+    assert run(RELU, warm, tmp_path) == "[7.0, 2.0]"
+    assert run(RELU, warm, package) == "[0.0, 2.0]"
+    assert before.items() <= files(warm).items()
+
+
+def test_a_damaged_file_is_compiled_again(package: Path, tmp_path: Path) -> None:
+    run(RELU, tmp_path, package)
+    (path,) = tmp_path.glob("*")
+    good = path.read_bytes()
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    for bad in (good[:-100], bytes(flipped), b"N."):
+        path.write_bytes(bad)
+        assert run(RELU, tmp_path, package) == "[0.0, 2.0]"
+        assert len(path.read_bytes()) == len(good), "and stored again"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")
+def test_a_folder_that_cannot_be_written_costs_a_compilation_only(tmp_path: Path, package: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")  # root may write to any folder, but to no folder inside a file
+    assert run(RELU, blocked / "cache", package) == "[0.0, 2.0]"
+
+
+PARALLEL = """
+    import os, sys
+    import numpy as np
+    import minigrad as mg
+    x = mg.rand(1 << 17, generator=mg.Generator(0))
+    def work():
+        return float(mg.softplus(x).sum().item()), mg.softmax(x.reshape(512, 256), 1).numpy().tobytes()
+    expected = work()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_uses_kernels_after_its_parent_ran_parallel_ones(warm: Path, package: Path) -> None:
+    code = PARALLEL + """
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if work() == expected else 1)
+    print(os.waitpid(pid, 0)[1])
+    """
+    assert run(code, warm, package) == "0"
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_two_threads_may_run_parallel_kernels_at_once(layer: str, warm: Path, package: Path) -> None:
+    code = PARALLEL + """
+    import threading
+    results = []
+    def many():
+        results.extend(work() for _ in range(50))
+    threads = [threading.Thread(target=many) for _ in range(2)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    import numba
+    print(len(results), all(r == expected for r in results), numba.threading_layer())
+    """
+    if layer == "omp" and sys.platform != "linux":
+        pytest.skip("GNU OpenMP is Linux's")
+    assert run(code, warm, package, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2") == f"100 True {layer}"
+
+
+def test_size_chooses_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def increment(x: Any) -> None:
+        for i in range(x.size):
+            x[i] += 1
+
+    kernel = _jit.jit(parallel_from=10)(increment)
+    kernel.__dict__.update(serial=lambda x: ran.append("serial"), parallel=lambda x: ran.append("parallel"))
+    kernel(np.zeros(9))
+    kernel(np.zeros(10))
+    monkeypatch.setattr(_jit, "_threads", 1)
+    kernel(np.zeros(10))
+    monkeypatch.setattr(_jit, "_threads", None)
+    monkeypatch.setattr(_jit, "_forked", True)
+    kernel(np.zeros(10))
+    assert ran == ["serial", "parallel", "serial", "serial"]
+
+
+def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MINIGRAD_CACHE_DIR", str(tmp_path / "chosen"))
+    assert _jit.cache_directory() == tmp_path / "chosen"
+    monkeypatch.delenv("MINIGRAD_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert _jit.cache_directory() == tmp_path / "xdg" / "minigrad"
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # cannot be made a folder in
+    assert _jit.cache_directory().name.startswith("minigrad-")
