@@ -177,9 +177,10 @@ def _scaled(w: Array, sigma: Any, out: Array) -> None:
 
 
 @helper
-def _pull_row(out: Array, g: Array, c: Any, x: Array, inverse: Any) -> None:
-    for q in range(out.size):
-        out[q] = (g[q] - c * x[q]) * inverse
+def _pull_rows(out: Array, g: Array, t: Array, x: Array, inverse: Any, first: int, last: int) -> None:
+    for i in range(first, last):
+        for q in range(x.size):
+            out[i, q] = (g[i, q] - t[i] * x[q]) * inverse
 
 
 @jit(_PARALLEL_FROM)
@@ -194,9 +195,11 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
     slope = _total(parts) / sigma
     x = v.reshape(a, b)
     inverse = g.dtype.type(1 / sigma)
-    for row in prange(a * m):
-        p, i = row // m, row % m
-        _pull_row(out[p, i], g[p, i], g.dtype.type(slope * u[i]), x[p], inverse)
+    t = (slope * u).astype(g.dtype)
+    blocks = -(-m // _ROWS)
+    for block in prange(a * blocks):
+        p, first = block // blocks, block % blocks * _ROWS
+        _pull_rows(out[p], g[p], t, x[p], inverse, first, min(m, first + _ROWS))
 
 
 # What the ops call ----------------------------------------------------------------------------------------------------
