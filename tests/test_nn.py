@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 import pickle
 
@@ -12,6 +13,8 @@ import pytest
 import minigrad as mg
 from minigrad import nn, optim
 from minigrad.nn import functional as F
+
+kernels = importlib.import_module("minigrad.kernels.cpu.batch_norm")  # the package has a function of that name
 
 # name: (the layer, made alike by both libraries' nn, shape of a batch)
 LAYERS = {
@@ -234,6 +237,38 @@ def test_batch_norm_of_float16_is_computed_in_float32():
     wide = F.batch_norm(mg.tensor(x).to(mg.float32), None, None, training=True)
     assert y.dtype == mg.float16 and y.tolist() == wide.to(mg.float16).tolist()
     assert layer.running_mean.dtype == mg.float16 and layer.num_batches_tracked.item() == 1
+    wide = copy.deepcopy(layer).to(mg.float32).eval()(mg.tensor(x).to(mg.float32))
+    assert layer.eval()(mg.tensor(x)).tolist() == wide.to(mg.float16).tolist()
+
+
+def test_batch_norm_has_a_third_derivative():
+    weight = mg.tensor([0.5, 2.0], dtype=mg.float64)
+    x, d = (mg.randn(4, 2, 3, dtype=mg.float64, generator=mg.Generator(i)).requires_grad_() for i in range(2))
+
+    def second(x):
+        y = F.batch_norm(x, None, None, weight, training=True)
+        (first,) = mg.grad((y**3).sum(), x, create_graph=True)
+        return mg.grad((first * d.detach()).sum(), x, create_graph=True)[0]
+
+    (slope,) = mg.grad((second(x) * d.detach()).sum(), x)
+    h = 1e-4
+    ahead, behind = ((second((x + t * d).detach().requires_grad_()) * d).sum().item() for t in (h, -h))
+    assert (slope * d).sum().item() == pytest.approx((ahead - behind) / (2 * h), rel=1e-6)
+
+
+def test_kernels_of_batch_norm_give_the_same_bits_serial_and_parallel():
+    x, g = (np.random.default_rng(i).standard_normal((5, 3, 100)).astype(np.float32) for i in range(2))
+    mean, var, total, along = np.empty((4, 2, 3))
+    out = np.empty((2, *x.shape), np.float32)
+    for i, variant in enumerate(("serial", "parallel")):
+        getattr(kernels._statistics, variant)(x, mean[i], var[i])
+        getattr(kernels._affine, variant)(x, mean[i], var[i], mean[i], out[i])
+        getattr(kernels._moments, variant)(g, x, mean[i], total[i], along[i])
+    for made in (mean, var, total, along, out):
+        np.testing.assert_array_equal(made[0], made[1])
+    for i, variant in enumerate(("serial", "parallel")):
+        getattr(kernels._project, variant)(g, x, mean[0], var[0], total[0], along[0], out[i])
+    np.testing.assert_array_equal(out[0], out[1])
 
 
 def test_batch_norm_refuses_two_dtypes():

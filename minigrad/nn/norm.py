@@ -11,6 +11,7 @@ from minigrad.autograd import no_grad
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter
 from minigrad.ops import _arguments as arguments
+from minigrad.ops.batch_norm import standardize
 from minigrad.ops.creation import ones, tensor, zeros
 
 
@@ -26,10 +27,10 @@ def batch_norm(
 ) -> Tensor:
     """(x − μ) / √(var + ε) · weight + bias, channel by channel, for x of shape (N, C, …).
 
-    In training μ and var are those of the batch, over all dimensions but the channel's: the mean first and then the
-    mean of (x − μ)², so that a large μ costs no digits. The running statistics, if given, move towards them in place,
-    r ← (1 − momentum) r + momentum · new, var with the unbiased estimate n/(n − 1). Else μ and var are the running
-    ones. Differentiable to any order. Ioffe, Szegedy, arXiv 1502.03167.
+    In training μ and var are those of the batch, over all dimensions but the channel's, in float64. The running
+    statistics, if given, move towards them in place, r ← (1 − momentum) r + momentum · new, var with the unbiased
+    estimate n/(n − 1). Else μ and var are the running ones. Differentiable to any order.
+    Ioffe, Szegedy, arXiv 1502.03167.
 
     ValueError: fewer than two dimensions, one value per channel in training, no statistics outside of it.
 
@@ -42,33 +43,24 @@ def batch_norm(
     if x.ndim < 2:
         raise ValueError(f"batch_norm: expected x (N, C, …); got shape {x.shape}")
     arguments.same_dtype("batch_norm", x, *(t for t in (weight, bias) if t is not None))
-    if x.dtype == _dtypes.float16:  # storage only: compute in float32, round once
-        whole = [None if t is None else t.to(_dtypes.float32) for t in (x, weight, bias)]
-        wide, weight, bias = whole
-        assert wide is not None
-        return batch_norm(wide, running_mean, running_var, weight, bias, training, momentum, eps).to(_dtypes.float16)
-
-    def column(t: Tensor) -> Tensor:
-        return t.reshape(-1, *[1] * (x.ndim - 2))
-
     if training:
-        dims = (0, *range(2, x.ndim))
-        n = math.prod(x.shape[d] for d in dims)
+        n = math.prod((x.shape[0], *x.shape[2:]))
         if n < 2:
             raise ValueError(f"batch_norm: expected more than one value per channel in training; got shape {x.shape}")
-        mean = x.mean(dims)
-        centered = x - column(mean)
-        var = (centered * centered).mean(dims)
+        y, mean, var = standardize(x, weight, bias, eps)
         with no_grad():
             _move(running_mean, mean, momentum)
             _move(running_var, var * (n / (n - 1)), momentum)
-    else:
-        if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: expected running_mean and running_var outside of training")
-        centered, var = x - column(running_mean.to(x.dtype)), running_var.to(x.dtype)
-    scale = (var + eps).rsqrt()
-    y = centered * column(scale if weight is None else scale * weight)
-    return y if bias is None else y + column(bias)
+        return y
+    if running_mean is None or running_var is None:
+        raise ValueError("batch_norm: expected running_mean and running_var outside of training")
+    column = (-1, *[1] * (x.ndim - 2))
+    kind = _dtypes.float32 if x.dtype == _dtypes.float16 else x.dtype  # float16 is storage: rounded once, at the end
+    scale = (running_var.to(kind) + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.to(kind)
+    y = (x.to(kind) - running_mean.to(kind).reshape(column)) * scale.reshape(column)
+    return (y if bias is None else y + bias.to(kind).reshape(column)).to(x.dtype)
 
 
 def _move(running: Tensor | None, new: Tensor, momentum: float) -> None:

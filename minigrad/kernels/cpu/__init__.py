@@ -2,6 +2,7 @@
 
 from minigrad.kernels.cpu._jit import set_num_threads as set_num_threads
 from minigrad.kernels.cpu.array import *
+from minigrad.kernels.cpu.batch_norm import *
 from minigrad.kernels.cpu.conv import *
 from minigrad.kernels.cpu.elementwise import *
 from minigrad.kernels.cpu.index import *

@@ -1,0 +1,90 @@
+"""Batch normalization with the statistics of the batch: one op, its two gradients, and theirs.
+
+With ⟨·⟩ the mean over a channel, r = 1/√(var + ε), x̂ = (x − ⟨x⟩) r, and P g = g − ⟨g⟩ − x̂ ⟨g x̂⟩, which is symmetric,
+y = w x̂ + b has ∂/∂x = w r P g and ∂/∂w = Σ g x̂. As ∂r/∂x = −r² x̂/n and ∂⟨h x̂⟩/∂x = r P h/n, the derivative of
+⟨h, r P g⟩ in x is −r (x̂ ⟨h · r P g⟩ + ⟨g x̂⟩ r P h + ⟨h x̂⟩ r P g).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minigrad._tensor import Tensor
+from minigrad.autograd import primitive
+from minigrad.ops.elementwise import rsqrt
+from minigrad.ops.reduce import mean as average, sum, var as variance
+from minigrad.ops.shape import reshape
+
+
+@primitive()
+def _batch_norm(k: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
+    return k.batch_norm(x, weight, bias, eps)
+
+
+@primitive()
+def _input_grad(k: Any, y: Any, x: Any, weight: Any, mean: Any, var: Any, *, eps: float) -> Any:
+    """`mean` and `var` are those of x: the rule for x is the whole derivative."""
+    return k.batch_norm_input_grad(y, x, weight, mean, var, eps)
+
+
+@primitive()
+def _weight_grad(k: Any, y: Any, x: Any, mean: Any, var: Any, *, eps: float) -> Any:
+    return k.batch_norm_weight_grad(y, x, mean, var, eps)
+
+
+def _dims(x: Tensor) -> tuple[int, ...]:
+    return 0, *range(2, x.ndim)
+
+
+def _column(t: Tensor, x: Tensor) -> Tensor:
+    """(C,) in the place of the channels of x."""
+    return reshape(t, -1, *[1] * (x.ndim - 2))
+
+
+def _standardized(x: Tensor, eps: float) -> Tensor:
+    return _batch_norm(x, None, None, eps=eps)[0]
+
+
+def _curvature(h: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """The derivative of ⟨h, w r P y⟩ in x."""
+    if weight is not None:
+        h = h * _column(weight, x)
+    hat, dims = _standardized(x, eps), _dims(x)
+    along_h, along_y = (_input_grad(t, x, None, mean, var, eps=eps) for t in (h, y))
+    r = rsqrt(variance(x, dims, correction=0, keepdim=True) + eps)
+    return -r * (
+        hat * average(h * along_y, dims, keepdim=True)
+        + average(y * hat, dims, keepdim=True) * along_h
+        + average(h * hat, dims, keepdim=True) * along_y
+    )
+
+
+_batch_norm.vjp(
+    x=lambda g, x, weight, aux, eps: _input_grad(g, x, weight, *aux, eps=eps),
+    weight=lambda g, x, aux, eps: _weight_grad(g, x, *aux, eps=eps),
+    bias=lambda g: sum(g, _dims(g)),
+)
+_input_grad.vjp(
+    y=lambda g, x, weight, mean, var, eps: _input_grad(g, x, weight, mean, var, eps=eps),
+    weight=lambda g, y, x, mean, var, eps: sum(g * _input_grad(y, x, None, mean, var, eps=eps), _dims(x)),
+    x=lambda g, y, x, weight, mean, var, eps: _curvature(g, y, x, weight, mean, var, eps),
+)
+_weight_grad.vjp(
+    y=lambda g, x, eps: _column(g, x) * _standardized(x, eps),
+    x=lambda g, y, x, mean, var, eps: _input_grad(_column(g, x) * y, x, None, mean, var, eps=eps),
+)
+
+
+def standardize(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x − mean) / √(var + ε) · weight + bias per channel, for x (N, C, …); with mean and var (C,), in float64.
+
+    mean and var are by-products: not differentiable, but the first result's derivative includes their dependence on x.
+
+    >>> import minigrad as mg
+    >>> y, mean, var = mg.ops.batch_norm.standardize(mg.tensor([[1.0], [3.0]]), eps=0.0)
+    >>> y.tolist(), mean.item(), var.item()
+    ([[-1.0], [1.0]], 2.0, 1.0)
+    """
+    return _batch_norm(x, weight, bias, eps=eps)
