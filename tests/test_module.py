@@ -220,6 +220,7 @@ def test_loading_names_every_difference_and_changes_nothing():
     state["frist.bias"] = mg.zeros(4)
     state["scale"] = mg.zeros(5)
     state["count"] = mg.tensor(1.0)
+    state["second.bias"] = np.zeros(4, np.float32)
     with pytest.raises(ValueError) as error:
         net.load_state_dict(state)
     assert str(error.value) == (
@@ -227,7 +228,8 @@ def test_loading_names_every_difference_and_changes_nothing():
         "  first.bias: missing\n"
         "  frist.bias: unexpected\n"
         "  scale: expected (4,), float32; got (5,), float32\n"
-        "  count: expected (), int64; got (), float32"
+        "  count: expected (), int64; got (), float32\n"
+        "  second.bias: expected a tensor; got ndarray"
     )
     assert values(net) == before
 

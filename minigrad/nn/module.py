@@ -329,8 +329,10 @@ class Module:
         wrong = [f"{key}: missing" for key in skipped.missing_keys if strict]
         wrong += [f"{key}: unexpected" for key in skipped.unexpected_keys if strict]
         for key, tensor in own.items():
-            if key in state and (state[key].shape, state[key].dtype) != (tensor.shape, tensor.dtype):
-                found = state[key]
+            found = state.get(key, tensor)
+            if not isinstance(found, Tensor):
+                wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
+            elif (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
                 wrong.append(f"{key}: expected {tensor.shape}, {tensor.dtype}; got {found.shape}, {found.dtype}")
         if wrong:
             raise ValueError("\n  ".join([f"{type(self).__name__}.load_state_dict: nothing was loaded:", *wrong]))
