@@ -23,7 +23,8 @@ EPS = 2.0**-52
 LEVELS = 40  # halvings of the step: more than enough to pass from any step to one where noise rules
 ROUNDING = 4.0  # standard deviations of the noise of f, over h: what rounding may do to an extrapolated difference
 FEWEST = 3  # steps before a result is believed: two differences may agree by accident
-NEARBY = 2.0**-30 * np.array([-1.0, -0.83, -0.41, -0.13, 0.17, 0.54, 0.79, 1.0])  # of the step: where noise is measured
+NEARBY = np.array([-1.0, -0.83, -0.41, -0.13, 0.17, 0.54, 0.79, 1.0])  # where noise is measured, times one of
+NEAR, FARTHER = 2.0**-30, 2.0**-16  # of the step: the second where rounding swallows steps as small as the first
 
 
 class Difference(NamedTuple):
@@ -71,8 +72,11 @@ def derivative(f: Callable[[float], float], step: float) -> Difference:
 
 def measure_noise(f: Callable[[float], Array], weights: Array, step: float) -> Array:
     """The standard deviation of the rounding errors in each of `weights @ f(t)`, near t = 0."""
-    values = np.stack([f(t) for t in NEARBY * step])
-    parabolas = np.linalg.qr(np.vander(NEARBY / NEARBY[-1], 3))[0]
+    parabolas = np.linalg.qr(np.vander(NEARBY, 3))[0]
+    values = np.stack([f(t) for t in NEAR * step * NEARBY])
+    still = np.all(values == values[0], axis=0)
+    if still.any():
+        values = np.where(still, [f(t) for t in FARTHER * step * NEARBY], values)
     with np.errstate(invalid="ignore"):
         rest = values - parabolas @ (parabolas.T @ values)
         measured = size_of(np.ones((1, len(NEARBY))), rest @ weights.T)[0] / math.sqrt(len(NEARBY) - 3)
@@ -96,6 +100,9 @@ def differentiate(f: Callable[[float], Array], weights: Array, step: float, nois
             if not np.all(np.isfinite(row[0])):  # beyond the domain: begin again with smaller steps
                 above = []
                 continue
+            if above:  # an accident if the differences lead away from what those of larger steps agreed on
+                away = abs(row[0] - value) > abs(above[0] - value) + 2 * (rounding + error)
+                error = np.where(away, np.inf, error)
             for order, before in enumerate(above, start=1):
                 ratio = 4.0**order
                 row.append((ratio * row[-1] - before) / (ratio - 1))

@@ -69,7 +69,7 @@ def _blas() -> str:
 
 def _cache(folder: Path) -> str:
     sizes = [path.stat().st_size for path in folder.glob("*.kernel")]
-    return f"{folder} ({len(sizes)} kernels, {sum(sizes) / 2**20:.1f} MiB)"
+    return f"{folder} ({len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB)"
 
 
 def _cuda() -> str:
