@@ -162,7 +162,7 @@ class Op:
         aux = tuple(Tensor(array, device) for array in byproducts)
         if _mode.anomaly:
             self._look_for_nan(k, inputs, result)
-        if requiring and _mode.grad and self.rules:
+        if requiring and _mode.grad and self.rules and result.dtype.kind == "f":  # a cast to integers ends here
             result.node = self._record(requiring, inputs, attributes, result, aux)
             result._requires_grad = True
         return (result, *aux) if aux else result
