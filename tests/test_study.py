@@ -21,7 +21,7 @@ pytest.importorskip("sklearn")
 from minigrad._differences import derivative
 from minigrad._errors import UsageError
 from minigrad.ops import conventions
-from minigrad.spectral.study import command, comparison, convergence, data, opening, output, verdict
+from minigrad.spectral.study import command, comparison, convergence, data, opening, output, report, verdict
 from minigrad.spectral.study.oracles import ORACLES, sweep, unit
 from minigrad.spectral.study.report import scientific
 from minigrad.spectral.study.statistics import holm, interval, quantile, within
@@ -193,7 +193,13 @@ def test_every_residual_is_decided_rightly(quick):
         assert abs(row["radial"]) < 1e-12 and row["sigma_hat"] <= row["sigma"] * (1 + 1e-7)
 
 
-def test_the_same_seed_gives_the_same_numbers(quick, tmp_path):
+@pytest.fixture
+def numbers_only(monkeypatch):
+    """Draw no figures: for tests of everything else."""
+    monkeypatch.setattr(report, "render", lambda *args: "")
+
+
+def test_the_same_seed_gives_the_same_numbers(numbers_only, tmp_path):
     arguments = ("--quick", "--steps", "4", "--conventions", "fixed_uv,exact", "--layers", "hidden2")
     for name in "ab":
         assert study(*arguments, "--out", tmp_path / name) == 0
@@ -224,7 +230,7 @@ def test_the_convolutional_net_on_data_of_ones_own(tmp_path):
     "victim, impostor, words",
     [("fixed_uv", "detached", "fixed_uv misses oracle"), ("detached", "fixed_uv", "detached meets oracle")],
 )
-def test_a_planted_wrong_convention_fails_the_study(victim, impostor, words, tmp_path, monkeypatch):
+def test_a_planted_wrong_convention_fails_the_study(victim, impostor, words, numbers_only, tmp_path, monkeypatch):
     honest = conventions.apply
     monkeypatch.setattr(
         conventions, "apply", lambda name, *a, **k: honest(impostor if name == victim else name, *a, **k)

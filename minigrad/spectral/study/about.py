@@ -5,23 +5,30 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 import numba
 import numpy as np
 
 import minigrad as mg
+from minigrad.ops.conventions import CONVENTIONS
+from minigrad.spectral.study.settings import Settings
 
 DTYPE = "float32 training, float64 snapshots and differences"
 
 
-def about(argv: Sequence[str], seed: int) -> dict[str, str | int]:
-    """The line that lets a reader repeat the study."""
+def about(settings: Settings) -> dict[str, str | int]:
+    """The line that lets a reader repeat the study: the command, spelled out, and what ran it."""
+    words = ["minigrad", "study", "--model", settings.model, "--steps", str(settings.steps)]
+    words += ["--seed", str(settings.seed), "--device", settings.device]
+    words += ["--conventions", ",".join(settings.conventions)] if set(settings.conventions) < set(CONVENTIONS) else []
+    words += ["--layers", ",".join(settings.layers)] if settings.layers else []
+    words += ["--data", settings.data] if settings.data else []
+    words += ["--quick"] if settings.quick else []
     return {
-        "command": shlex.join(["minigrad", *argv]),
+        "command": shlex.join(words),
         "version": mg.__version__,
-        "seed": seed,
+        "seed": settings.seed,
         "dtype": DTYPE,
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "software": f"Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}",

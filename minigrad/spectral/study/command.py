@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from minigrad.spectral.study._extras import require
 
@@ -17,7 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `minigrad study`."""
     add = parser.add_argument
     add("--model", default="mlp", help="the network: mlp or conv (default: mlp)")
-    add("--steps", type=int, default=None, help="training steps of each run (default: 200; 60 with --quick)")
+    add(
+        "--steps",
+        type=int,
+        default=None,
+        help="training steps of each run (default: 200; conv 100; fewer with --quick)",
+    )
     add("--layers", default=None, metavar="A,B", help="the layers to open, by name (default: all)")
     add("--conventions", default=None, metavar="A,B", help="the gradient conventions to study (default: all)")
     add("--data", default=None, metavar="FILE.npz", help="arrays x and y to train on (default: scikit-learn's digits)")
@@ -50,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     folder = prepare(settings.out)
     results = study.conduct()
     rows = tables(results)
-    told = about(sys.argv[1:], settings.seed)
+    told = about(settings)
     verdict = results.verdict
     passed = verdict is not None and verdict.passed
     summary = {

@@ -13,8 +13,8 @@ from minigrad.spectral.study.opening import Layer, analytic
 from minigrad.spectral.study.oracles import ORACLES, sweep as one_sweep, unit
 from minigrad.spectral.study.residuals import first_step
 
-#: Sweeps shown at most; a gap near 1 converges later than any plot is wide.
-LONGEST = 120
+#: Sweeps followed at least, and at most: with a gap near 1, or a start nearly orthogonal to u₁, there is no end.
+SHORTEST, LONGEST = 8, 600
 #: Sweeps that `unrolled` goes through, at most: each is a part of its graph.
 DEEPEST = 32
 #: Where rounding takes over from convergence.
@@ -55,15 +55,16 @@ def falling(layer: Layer, seed: int) -> Iterator[Falling | None]:
     exact = ORACLES["svd"].gradient(layer.upstream, weight, layer.u, layer.v)
     size = float(np.linalg.norm(exact))
     start = unit(np.random.default_rng(seed).standard_normal(weight.shape[1]))
-    enough = math.log(ROUNDING) / math.log(rho**2) if 0 < rho < 1 else LONGEST
-    counts = list(range(1, 1 + max(4, min(LONGEST, math.ceil(enough)))))
     fixed, sigma = [], []
     v = start
-    for _ in counts:
+    for _ in range(LONGEST):
         u, v = one_sweep(weight, v)
         fixed.append(float(np.linalg.norm(analytic("fixed_uv", layer, u, v, 1) - exact)) / size)
         sigma.append(abs(float(u @ weight @ v) / float(spectrum[0]) - 1))
+        if len(fixed) >= SHORTEST and fixed[-1] < ROUNDING:
+            break
     yield None
+    counts = list(range(1, len(fixed) + 1))
     deep = counts[:DEEPEST]
     unrolled = []
     for n in deep:  # the vector u is not read in the order u then v
@@ -77,22 +78,22 @@ def falling(layer: Layer, seed: int) -> Iterator[Falling | None]:
         sigma,
         deep,
         unrolled,
-        {"fixed_uv": settled_rate(fixed), "sigma": settled_rate(sigma)},
+        {"fixed_uv": settled_rate(fixed, 1e-11), "sigma": settled_rate(sigma, 1e-13)},
         {"fixed_uv": rho**2, "sigma": rho**4},
     )
 
 
-def settled_rate(errors: list[float]) -> float:
-    """The factor per sweep over the last third of the errors that are above rounding; NaN if there are too few."""
-    clear = [e for e in errors if e > 10 * ROUNDING]
-    tail = clear[-max(3, len(clear) // 3) :]
+def settled_rate(errors: list[float], rounding: float) -> float:
+    """The factor per sweep over the last quarter of the errors that are above rounding; NaN if there are too few."""
+    clear = [e for e in errors if e > rounding]
+    tail = clear[-max(3, len(clear) // 4) :]
     if len(tail) < 3:
         return math.nan
     return float((tail[-1] / tail[0]) ** (1 / (len(tail) - 1)))
 
 
 def step_curve(layer: Layer, seed: int) -> StepCurve:
-    """The V: truncation h² to the right, rounding ε/h to the left. The truth is the paper's gradient, u and v frozen."""
+    """The V: truncation h² to the right, rounding ε/h to the left. The truth: the paper's gradient, u and v frozen."""
     rng = np.random.default_rng(seed)
     along = unit(rng.standard_normal(layer.weight.size)).reshape(layer.weight.shape)
     truth = float(np.vdot(analytic("fixed_uv", layer, layer.u, layer.v, 1), along))

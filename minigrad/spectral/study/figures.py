@@ -90,7 +90,7 @@ def errors_against_sweeps(found: Falling, name: str = "errors against sweeps") -
         _decay(axes, deep, found.unrolled, deep * rho ** (4 * deep - 2), colour("unrolled"))
         _decay(axes, k, found.fixed_uv, rho ** (2 * k - 1), colour("fixed_uv"))
         axes.set_yscale("log")
-        axes.set_ylim(3e-16, 10)
+        axes.set_ylim(3e-16, 3 * max(10, *found.fixed_uv, *found.unrolled))
         axes.set_xlim(0, k[-1] + 1)
         axes.set_xlabel("sweeps k")
         axes.set_title("relative error")
@@ -113,7 +113,7 @@ def _decay(axes: Any, k: Any, errors: Sequence[float], rate: Any, ink: str) -> N
 def step_curve(curve: StepCurve) -> str:
     """The V of a plain central difference, in float64 and in float32, with the slopes h² and ε/h."""
     h = np.array(curve.steps)
-    with panel("error of a finite difference against its step") as (axes, made):
+    with panel("error of a finite difference against its step", 5.4, 3.4) as (axes, made):
         axes.loglog(h, np.maximum(curve.float32, 1e-17), color=MUTED, linewidth=1.2)
         axes.loglog(h, np.maximum(curve.float64, 1e-17), color=colour("fixed_uv"))
         large = h > 0.05 * h[0]
@@ -157,7 +157,7 @@ def training(records: Sequence[Record], measure: str, title: str) -> str:
 def forest(pairs: Sequence[Paired], measure: str) -> str:
     """The paired differences from the reference with 95% intervals; hollow where no difference was detected."""
     shown = [p for p in pairs if p.measure == measure]
-    with panel(f"paired difference in {MEASURES[measure]}", 4.6, 0.75 + 0.27 * len(shown)) as (axes, made):
+    with panel(f"paired difference in {MEASURES[measure]}", 5.4, 0.75 + 0.27 * len(shown)) as (axes, made):
         for row, pair in enumerate(reversed(shown)):
             ink = colour(pair.convention)
             axes.plot([pair.difference.low, pair.difference.high], [row, row], color=ink, linewidth=2)

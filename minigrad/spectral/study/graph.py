@@ -99,7 +99,7 @@ def render(steps: list[Step]) -> str:
                     middle + BOX_WIDTH / 2,
                 )
             )
-            parts.append(_arrow(inner, at, edge, y, dashed=not one.differentiated))
+            parts.append(_arrow(inner, at, edge, y + 9 * (i // 2), dashed=not one.differentiated))
     bottom = TOP + 50 + ROW * len(steps) - ROW + BOX_HEIGHT
     parts.append(_arrow(middle, bottom, middle, bottom + 26))
     parts.append(_text(middle, bottom + 42, f"output {_shape(steps[-1].shape)}"))

@@ -37,9 +37,9 @@ def scientific(value: float, digits: int = 1) -> str:
     return f"{mantissa.replace('-', '−')}·10{str(int(exponent)).translate(_DIGITS)}"
 
 
-def signed(value: float) -> str:
-    """A difference, to four places, with a real minus sign."""
-    return f"{value:+.4f}".replace("-", "−")
+def signed(value: float, places: int = 4) -> str:
+    """A difference, with its sign."""
+    return f"{value:+.{places}f}".replace("-", "−")
 
 
 def degrees(value: float) -> str:
@@ -59,7 +59,7 @@ def sentence(verdict: Verdict | None) -> str:
     missed = [c for c in verdict.cells if not c.must]
     told = [
         f"{c.convention} meets ({ORACLES[c.oracle].letter}) {_MEANING[c.oracle]} "
-        f"to {scientific(c.residual)} ± {scientific(c.error, 0)}"
+        f"to {scientific(c.residual)}\u00a0±\u00a0{scientific(c.error, 0)}"
         for c in met
     ]
     text = "Every convention met exactly the oracles that it must"
@@ -106,6 +106,7 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         floor=FLOOR,
         factor=int(FACTOR),
         method=_method(results, verdict),
+        through=_through(results),
         first_table=_first_table(verdict) if verdict else [],
         hero=_hero(results, safe),
         training=_training(results, safe),
@@ -126,11 +127,28 @@ def _method(results: Results, verdict: Verdict | None) -> str:
     entries = f", and entry by entry at {', '.join(smallest)}, the smallest, at the last step" if smallest else ""
     test = f" It ended at {results.tests[-1][2]:.1%} test accuracy." if len(results.tests) > 1 else ""
     return (
-        f"A network with spectral normalization on every layer was trained on {results.data} for {settings.steps} steps "
-        f"of SGD with the paper's gradient and opened at steps {', '.join(map(str, verdict.steps))}, in float64.{test} "
-        f"At each of {verdict.layers} layers every convention was held against three oracles along "
+        f"A network with spectral normalization on every layer was trained on {results.data} for {settings.steps} "
+        f"steps of SGD with the paper's gradient and opened at steps {', '.join(map(str, verdict.steps))}, in float64."
+        f"{test} At each of {verdict.layers} layers every convention was held against three oracles along "
         f"{settings.random_directions} random directions, G, W and u vᵀ{entries}: "
         f"{verdict.differences:,} directions per convention and oracle in all."
+    )
+
+
+def _through(results: Results) -> str:
+    rows = [row for one in results.throughs for row in one.residuals]
+    if not rows:
+        return ""
+    wrong = [row for row in rows if row.meets != (must_meet(row.convention) == row.oracle)]
+    if wrong:
+        named = ", ".join(sorted({f"{row.convention} with ({ORACLES[row.oracle].letter})" for row in wrong}))
+        return f"End to end through the network, with G no longer frozen, it is otherwise for {named}: see the tables."
+    met = max((row.residual for row in rows if row.meets), default=math.nan)
+    missed = min((row.residual for row in rows if not row.meets), default=math.nan)
+    return (
+        f"End to end through the network, with the modules' own forward pass and G no longer frozen, the "
+        f"same conventions meet the same oracles, to {scientific(met)}; "
+        f"the others miss by at least {scientific(missed)}."
     )
 
 
@@ -163,18 +181,10 @@ def _training(results: Results, safe: Any) -> dict[str, Any] | None:
     if not results.records:
         return None
     pairs = results.differences
-    detected = [p for p in pairs if p.detected]
     if not pairs:
         told = "Too few runs were finished for a comparison."
-    elif not detected:
-        told = (
-            f"No difference detected between any convention and {results.settings.reference} in test loss or accuracy."
-        )
     else:
-        said = [f"{p.convention} ({MEASURES[p.measure]} {signed(p.difference.mean)})" for p in detected]
-        told = (
-            f"Detected differences from {results.settings.reference}: {', '.join(said)}; for all other pairs none was."
-        )
+        told = _detected(results)
     return {
         "sentence": f"The same network from the same seeds, trained under each convention. {told}",
         "figures": [safe(svg) for svg in figures.all_training(results.records)],
@@ -184,6 +194,20 @@ def _training(results: Results, safe: Any) -> dict[str, Any] | None:
         "layer": results.followed,
         "reference": results.settings.reference,
     }
+
+
+def _detected(results: Results) -> str:
+    reference = results.settings.reference
+    said = []
+    for convention in results.settings.conventions:
+        mine = [p for p in results.differences if p.convention == convention and p.detected]
+        if mine:
+            said.append(
+                f"{convention} ({', '.join(f'{MEASURES[p.measure]} {signed(p.difference.mean, 2)}' for p in mine)})"
+            )
+    if not said:
+        return f"No difference detected between {reference} and any other in test loss or accuracy."
+    return f"Differences from {reference} were detected for {', '.join(said)}; elsewhere no difference was detected."
 
 
 def _layer(results: Results, name: str, safe: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from minigrad._errors import UsageError
 from minigrad.ops.conventions import CONVENTIONS
 from minigrad.spectral.study.models import MODELS
 
+#: Training steps by default: (is it the convolutional net?, --quick?).
+STEPS = {(False, False): 200, (True, False): 100, (False, True): 40, (True, True): 25}
 #: Training runs per convention.
 SEEDS, QUICK_SEEDS = 5, 3
 
@@ -53,7 +55,7 @@ class Settings:
 def check(arguments: Namespace) -> Settings:
     """Settings out of parsed arguments; UsageError says what was expected, what came, and the way out."""
     quick = bool(arguments.quick)
-    steps = arguments.steps if arguments.steps is not None else 60 if quick else 200
+    steps = arguments.steps if arguments.steps is not None else STEPS[arguments.model == "conv", quick]
     if steps < 1:
         raise UsageError(f"study --steps: expected at least 1 training step; got {steps}")
     if arguments.seed < 0:

@@ -71,7 +71,7 @@ class Terminal:
         for opened in sorted(results.openings, key=lambda o: results.layers.index(o.layer)):
             n = opened.numbers
             table.add_row(
-                opened.layer, str(opened.step), f"{n.sigma_hat:.5f}", f"{n.sigma:.5f}", f"{n.gap:.4f}", f"{n.lam:.3g}",
+                opened.layer, str(opened.step), f"{n.sigma_hat:.4f}", f"{n.sigma:.4f}", f"{n.gap:.4f}", f"{n.lam:.3g}",
                 f"{n.gradient:.3g}", f"{n.radial:.0e}",
             )  # fmt: skip
         return table
@@ -101,6 +101,6 @@ class Terminal:
         for pair in results.differences:
             found = pair.difference
             said = "[bold]detected[/]" if pair.detected else "[dim]none detected[/]"
-            numbers = f"{found.mean:+.4f} ± {found.half:.4f}", f"{pair.adjusted_p:.2g}"
+            numbers = f"{found.mean:+.4f} ± {found.half:.4f}", f"{pair.adjusted_p:.3g}"
             table.add_row(pair.convention, MEASURES[pair.measure], *numbers, said)
         return table
