@@ -1,4 +1,4 @@
-"""For type checkers: the methods that the layers above attach to Tensor. A test holds this list against the real one."""
+"""For type checkers: the methods that the layers above attach to Tensor. A test compares them with the real ones."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

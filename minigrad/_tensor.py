@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from minigrad import _dtypes
-from minigrad import device as _device
+from minigrad import _dtypes, device as _device
 
 if TYPE_CHECKING:
     from minigrad._methods import Methods
