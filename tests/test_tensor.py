@@ -65,9 +65,11 @@ def test_creation(dtype: str, device: str) -> None:
 
 def test_creation_defaults_are_torchs() -> None:
     torch = pytest.importorskip("torch")
-    for f in (lambda m: m.zeros(2), lambda m: m.full((2,), 3), lambda m: m.full((2,), True), lambda m: m.arange(5),
-              lambda m: m.arange(1, 2, 0.25), lambda m: m.arange(5, 0, -2), lambda m: m.eye(2),
-              lambda m: m.full((1,), 2.0), lambda m: m.arange(3, dtype=m.float64), lambda m: m.ones(2, 3, requires_grad=True)):  # fmt: skip
+    for f in (
+        lambda m: m.zeros(2), lambda m: m.full((2,), 3), lambda m: m.full((2,), True), lambda m: m.full((1,), 2.0),
+        lambda m: m.arange(5), lambda m: m.arange(1, 2, 0.25), lambda m: m.arange(5, 0, -2), lambda m: m.eye(2),
+        lambda m: m.arange(3, dtype=m.float64), lambda m: m.ones(2, 3, requires_grad=True),
+    ):  # fmt: skip
         ours, theirs = f(mg), f(torch)
         assert (str(ours.dtype), ours.tolist()) == (str(theirs.dtype).removeprefix("torch."), theirs.tolist())
         assert ours.requires_grad == theirs.requires_grad
@@ -129,8 +131,8 @@ def test_questions_without_an_answer(f: Callable[[mg.Tensor], Any], error: type[
 @pytest.mark.parametrize(
     "view",
     [lambda x: x.reshape(6), lambda x: x.view(3, 2), lambda x: x.T, lambda x: x.permute(1, 0), lambda x: x[1],
-     lambda x: x[0, 2], lambda x: x[:, ::-1], lambda x: x.flip(0), lambda x: x.unsqueeze(0), lambda x: x.detach(), lambda x: x.flatten(),
-     lambda x: x.split(1)[1], lambda x: x.squeeze(), lambda x: x.contiguous()],
+     lambda x: x[0, 2], lambda x: x[:, ::-1], lambda x: x.flip(0), lambda x: x.unsqueeze(0), lambda x: x.detach(),
+     lambda x: x.flatten(), lambda x: x.split(1)[1], lambda x: x.squeeze(), lambda x: x.contiguous()],
 )  # fmt: skip
 def test_views_share_memory_and_version(view: Callable[[mg.Tensor], mg.Tensor]) -> None:
     x = mg.ones(2, 3)
@@ -216,7 +218,7 @@ X, I64 = mg.ones(2, 3), mg.tensor([0, 1])
     [
         (lambda: X + mg.ones(2), ValueError, r"add: shapes \(2, 3\) and \(2,\) do not broadcast.*reshape or unsqueeze"),
         (lambda: mg.where(X > 0, X, mg.ones(4)), ValueError, r"where: shapes \(2, 3\) and \(4,\) do not broadcast"),
-        (lambda: mg.tensor([1], requires_grad=True), TypeError, r"expected a floating dtype; got int64.*to\(mg.float32\)"),
+        (lambda: mg.tensor([1], requires_grad=True), TypeError, r"floating dtype; got int64.*to\(mg.float32\)"),
         (lambda: I64.requires_grad_(), TypeError, "expected a floating dtype; got int64"),
         (lambda: X * np.ones(3), TypeError, r"mul: expected tensors and numbers; got ndarray.*mg\.tensor\(\)"),
         (lambda: np.ones(3) - X, TypeError, "sub: expected tensors and numbers; got ndarray"),

@@ -71,6 +71,7 @@ def convolutions(dtype: str) -> None:
     twice(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), x, w, b)
     twice(lambda x: F.max_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(x, 3), x)
+    twice(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, w[:4, 0, 0, 0], b[:4])
 
 
 def optimizers(dtype: str) -> None:

@@ -130,10 +130,10 @@ class Kernel:
     depend on shapes alone.
     """
 
-    def __init__(self, fn: Callable[..., Any], name: str, parallel_from: int | None, options: dict[str, Any]):
+    def __init__(self, fn: Callable[..., Any], name: str, parallel_from: int | None):
         functools.update_wrapper(self, fn)
         self.parallel_from = parallel_from
-        self._fn, self._name, self._options = fn, name, options
+        self._fn, self._name = fn, name
 
     @functools.cached_property
     def serial(self) -> Any:
@@ -144,7 +144,7 @@ class Kernel:
         return self._variant("parallel")
 
     def _variant(self, which: str) -> Any:
-        dispatcher = numba.njit(self._fn, parallel=which == "parallel", **_OPTIONS, **self._options)
+        dispatcher = numba.njit(self._fn, parallel=which == "parallel", **_OPTIONS)
         dispatcher._cache = _DiskCache(f"{self._name}-{which}")
         return dispatcher
 
@@ -168,25 +168,22 @@ def _threading_layer() -> str:
     return str(numba.threading_layer())
 
 
-def jit(
-    parallel_from: int | None = None, *, reassociate: bool = False, formula: Callable[..., Any] | None = None
-) -> Callable[[Callable[..., Any]], Kernel]:
+def jit(parallel_from: int | None = None, *, formula: Any = None) -> Callable[[Callable[..., Any]], Kernel]:
     """Compile a kernel at its first call with each combination of argument types.
 
     `parallel_from`: size of the first argument from which the parallel variant is faster (measured); None: serial only.
-    `reassociate`: let float sums be reordered so that they vectorize. `formula`: the function of `scalar.py` that the
-    kernel closes over; it becomes part of the kernel's name.
+    `formula`: the function of `scalar.py` that the kernel closes over; it becomes part of the kernel's name.
     """
 
     def decorate(fn: Callable[..., Any]) -> Kernel:
         name = f"{fn.__module__.rpartition('.')[2]}.{fn.__qualname__}".replace("<locals>.", "")
         if formula is not None:
             name += f".{formula.__name__}"
-        return Kernel(fn, name, parallel_from, {"fastmath": REASSOCIATE} if reassociate else {})
+        return Kernel(fn, name, parallel_from)
 
     return decorate
 
 
 def helper(fn: Callable[..., Any], *, reassociate: bool = False) -> Any:
-    """A jitted function for kernels to call; compiled as a part of them."""
+    """A jitted function for kernels to call; compiled as a part of them. `reassociate`: its sums may be reordered."""
     return numba.njit(fn, **_OPTIONS, **({"fastmath": REASSOCIATE} if reassociate else {}))
