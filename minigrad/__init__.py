@@ -21,16 +21,15 @@ from minigrad._gradcheck import (
     gradcheck as gradcheck,
     gradgradcheck as gradgradcheck,
 )
-from minigrad._random import Generator as Generator, manual_seed as manual_seed
-from minigrad._tensor import Tensor as Tensor
-from minigrad.autograd import (
+from minigrad._mode import (
     detect_anomaly as detect_anomaly,
     enable_grad as enable_grad,
-    grad as grad,
-    hvp as hvp,
     is_grad_enabled as is_grad_enabled,
     no_grad as no_grad,
 )
+from minigrad._random import Generator as Generator, manual_seed as manual_seed
+from minigrad._tensor import Tensor as Tensor
+from minigrad.autograd import grad as grad, hvp as hvp
 from minigrad.device import cuda as cuda, set_num_threads as set_num_threads
 from minigrad.ops.activation import (
     elu as elu,

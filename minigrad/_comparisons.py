@@ -15,8 +15,9 @@ import numpy as np
 
 from minigrad._differences import EPS, Array, differentiate, measure_noise, size_of
 from minigrad._dtypes import float64
+from minigrad._mode import enable_grad, is_grad_enabled, no_grad
 from minigrad._tensor import Tensor
-from minigrad.autograd import enable_grad, grad, is_grad_enabled, no_grad
+from minigrad.autograd import grad
 from minigrad.device import kernels
 
 STEP = 0.125  # of the input's scale: where the steps begin

@@ -15,7 +15,7 @@ from minigrad import _dtypes, device as _device
 
 if TYPE_CHECKING:
     from minigrad._methods import Methods
-    from minigrad.autograd import Node
+    from minigrad._op import Node
 else:
     Methods = object
 

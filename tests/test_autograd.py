@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from minigrad.autograd import Op, primitive
+from minigrad._op import Op, primitive
 
 
 def leaf(*values: float, dtype: Any = mg.float64) -> mg.Tensor:

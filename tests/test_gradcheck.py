@@ -14,7 +14,7 @@ from hypothesis import given, settings, strategies as st
 import minigrad as mg
 from minigrad._comparisons import comparisons, second_order
 from minigrad._gradcheck import GradcheckError, derivative, gradcheck, gradgradcheck
-from minigrad.autograd import primitive
+from minigrad._op import primitive
 
 SMALLEST = 1e-8  # the relative error of a rule that is always caught: what the docstring of gradcheck promises
 SIZES = [10.0**-n for n in range(1, 9)]

@@ -21,9 +21,10 @@ OPS = (
 LAYERS = [  # from the bottom up; a module belongs to the entry with the longest name that starts its own
     "kernels.scalar kernels",
     "kernels.cpu",
-    "_errors _dtypes _random",
+    "_errors _dtypes _random _mode",
     "device",
     "_tensor",
+    "_op",
     "autograd",
     *[f"ops.{name}" for name in OPS.split()],
     "ops",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from minigrad.autograd import primitive
+from minigrad._op import primitive
 
 
 def leaf(*values: float) -> mg.Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
-from minigrad.autograd import no_grad
 from minigrad.nn import init
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter

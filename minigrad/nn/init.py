@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from minigrad._mode import no_grad
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
-from minigrad.autograd import no_grad
 from minigrad.ops.creation import from_numpy, full, rand, randn
 
 

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from minigrad import _dtypes
+from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
-from minigrad.autograd import RemovableHandle, no_grad
+from minigrad.autograd import RemovableHandle
 from minigrad.nn.parameter import Parameter
 
 

@@ -6,8 +6,8 @@ import math
 from typing import Any, ClassVar
 
 from minigrad import _dtypes
+from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
-from minigrad.autograd import no_grad
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter
 from minigrad.ops import _arguments as arguments

@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from minigrad._op import Op
 from minigrad._tensor import Tensor, method
-from minigrad.autograd import Op
 from minigrad.ops.elementwise import exp, floating, gt, operands, square, where
 
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)

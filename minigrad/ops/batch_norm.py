@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.autograd import primitive
 from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduce import mean as average, sum, var as variance
 from minigrad.ops.shape import reshape

@@ -13,8 +13,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.elementwise import add
 from minigrad.ops.reduce import sum

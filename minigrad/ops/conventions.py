@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.autograd import primitive
 from minigrad.ops.elementwise import maximum, to_dtype
 from minigrad.ops.matmul import dot
 from minigrad.ops.reduce import norm, sum

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from minigrad import _dtypes
+from minigrad._op import Op, Rule, primitive
 from minigrad._tensor import Number, Tensor, method
-from minigrad.autograd import Op, Rule, primitive
 from minigrad.ops.creation import zeros_like
 
 Operand = Tensor | Number

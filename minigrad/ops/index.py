@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor, method
-from minigrad.autograd import primitive
 from minigrad.device import kernels
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.shape import _slice, reshape

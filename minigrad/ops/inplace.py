@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._mode import is_grad_enabled
 from minigrad._tensor import Number, Tensor, method
-from minigrad.autograd import is_grad_enabled
 from minigrad.device import kernels
 from minigrad.ops.index import raw_index
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor, method
-from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.reduce import sum
 from minigrad.ops.shape import permute, reshape

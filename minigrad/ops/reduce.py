@@ -7,8 +7,8 @@ import math
 from typing import Any, NamedTuple
 
 from minigrad import _dtypes
+from minigrad._op import Op, primitive
 from minigrad._tensor import Tensor, method
-from minigrad.autograd import Op, primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops._arguments import Dim
 from minigrad.ops.elementwise import abs as _abs, eq, isfinite, ne, pow, square, to_dtype, where

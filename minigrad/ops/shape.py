@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad import _dtypes, device as devices
+from minigrad._op import primitive
 from minigrad._tensor import Tensor, method
-from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.elementwise import to_dtype
 

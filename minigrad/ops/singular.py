@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.autograd import primitive
 from minigrad.ops.spectral import matrix_shape
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigrad._op import primitive
 from minigrad._tensor import Tensor, method
-from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.elementwise import exp, floating
 from minigrad.ops.reduce import sum

@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from minigrad import _dtypes
+from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.autograd import primitive
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.elementwise import eq, reciprocal, to_dtype, where
 from minigrad.ops.inplace import copy_

@@ -7,8 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from minigrad import _dtypes
+from minigrad._mode import enable_grad
 from minigrad._tensor import Tensor
-from minigrad.autograd import enable_grad
 from minigrad.device import kernels
 
 Group = dict[str, Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
-from minigrad.autograd import no_grad
 from minigrad.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from minigrad.nn.module import Module, Parametrization
 from minigrad.nn.parameter import Parameter, UninitializedParameter

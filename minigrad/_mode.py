@@ -1,0 +1,91 @@
+"""The mode of a thread, and the `with` blocks that switch it."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ContextDecorator
+
+
+class _Mode(threading.local):
+    """Per thread: are ops recorded, and is every result searched for NaN?"""
+
+    grad = True
+    anomaly = False
+
+
+mode = _Mode()
+
+
+class Switch(ContextDecorator):
+    """Set one field of the mode for a `with` block or a decorated function."""
+
+    field: str
+    value: bool
+
+    def __init__(self) -> None:
+        self._before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self._before.append(getattr(mode, self.field))
+        setattr(mode, self.field, self.value)
+
+    def __exit__(self, *exc: object) -> None:
+        setattr(mode, self.field, self._before.pop())
+
+    def _recreate_cm(self) -> Switch:  # a decorated function may be entered by several threads at once
+        return type(self)()
+
+
+class no_grad(Switch):
+    """Record nothing: a `with` block or a decorator.
+
+    >>> import minigrad as mg
+    >>> x = mg.ones(2, requires_grad=True)
+    >>> with mg.no_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    False
+    """
+
+    field, value = "grad", False
+
+
+class enable_grad(Switch):
+    """Record again, inside a `no_grad` block."""
+
+    field, value = "grad", True
+
+
+class detect_anomaly(Switch):
+    """Search every result, forward and backward, for NaN; raise RuntimeError naming the op that made the first one.
+
+    >>> import minigrad as mg
+    >>> with mg.detect_anomaly():
+    ...     mg.tensor([-1.0]).sqrt()
+    Traceback (most recent call last):
+    ...
+    RuntimeError: detect_anomaly: op 'sqrt' made the first NaN, from inputs of shapes (1,)
+    """
+
+    field, value = "anomaly", True
+
+
+def is_grad_enabled() -> bool:
+    """Are operations of this thread being recorded?"""
+    return mode.grad
+
+
+class grad_mode(Switch):
+    """Record, or not, as the value says."""
+
+    field = "grad"
+
+    def __init__(self, value: bool):
+        super().__init__()
+        self.value = value
+
+
+class no_anomaly(Switch):
+    """The walk looks at gradients itself, to name the op whose rule failed and not an op inside that rule."""
+
+    field, value = "anomaly", False

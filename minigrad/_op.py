@@ -1,0 +1,229 @@
+"""What an op is: a forward on raw arrays, one rule per input made of public ops; and what it leaves in the graph."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from minigrad._mode import mode
+from minigrad._tensor import Tensor
+from minigrad.device import kernels
+
+Rule = Callable[..., Tensor | None]
+Saved = dict[str, Any]
+_serial_numbers = itertools.count()
+
+
+class Op:
+    """One differentiable operation: `forward(k, *inputs, **attributes)` on raw arrays, and a rule per input.
+
+    `k` is the kernel package of the inputs' device. `forward` returns an array, or a tuple whose first entry is the
+    output and whose others are by-products without gradient (indices of a maximum, say).
+
+    A rule takes what it names: `g` (the upstream gradient), `out` (the output), an input or attribute by its name,
+    `<input>_shape`, `aux` (the by-products), and for a variadic input `i` (which one). Only what the rules of inputs
+    that require grad name is kept for the backward pass. A rule may return None for a gradient of zero. An input
+    without a rule must not require grad.
+    """
+
+    def __init__(self, forward: Callable[..., Any], *, broadcasts: bool = False, view: bool = False):
+        parameters = list(inspect.signature(forward).parameters.values())[1:]
+        self.forward = forward
+        self.name = forward.__name__.strip("_")
+        self.broadcasts = broadcasts  # gradients are summed over the dimensions that an input was stretched along
+        self.view = view  # the output may lie in the memory of the first input
+        self.inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+        self.attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+        self.rules: dict[str, tuple[Rule, tuple[str, ...]]] = {}
+        self._plans: dict[int, tuple[tuple[str, str, int], ...]] = {}
+
+    def vjp(self, **rules: Rule) -> None:
+        """State the vector-Jacobian product for each input by name."""
+        for name, rule in rules.items():
+            if name not in self.inputs:
+                raise TypeError(f"{self.name}.vjp: no input {name!r}; there are {self.inputs}")
+            wants = tuple(inspect.signature(rule).parameters)
+            known = {"g", "out", "aux", "i", *self.inputs, *self.attributes, *(f"{x}_shape" for x in self.inputs)}
+            if unknown := [want for want in wants if want not in known]:
+                raise TypeError(f"{self.name}.vjp for {name!r}: nothing is called {unknown}; there are {sorted(known)}")
+            self.rules[name] = rule, wants
+
+    def input_name(self, i: int) -> str:
+        return self.inputs[min(i, len(self.inputs) - 1)]
+
+    def __call__(self, *inputs: Any, **attributes: Any) -> Any:
+        device = None
+        requiring = 0
+        raw = []
+        for i, x in enumerate(inputs):
+            if isinstance(x, Tensor):
+                if device is None:
+                    device = x.device
+                elif x.device != device:
+                    raise RuntimeError(
+                        f"{self.name}: expected all tensors on one device; got {[_where(y) for y in inputs]}. "
+                        f"Move them with to('{device}')."
+                    )
+                if x._requires_grad:
+                    requiring |= 1 << i
+                raw.append(x.data)
+            elif x is None or isinstance(x, bool | int | float):
+                raw.append(x)
+            else:
+                raise self._no_tensor(x)
+        if device is None:
+            raise self._no_tensor(inputs[0] if inputs else None)
+        k = kernels(device)
+        made = self.forward(k, *raw, **attributes)
+        out, *byproducts = made if type(made) is tuple else (made,)
+        result = Tensor(out if type(out) is k.Array else np.asarray(out), device)
+        if self.view and k.shares_memory(result.data, raw[0]):
+            result.version = inputs[0].version
+        aux = tuple(Tensor(array, device) for array in byproducts)
+        if mode.anomaly:
+            self._look_for_nan(k, inputs, result)
+        if requiring and mode.grad and self.rules and result.dtype.kind == "f":  # a cast to integers ends here
+            result.node = self._record(requiring, inputs, attributes, result, aux)
+            result._requires_grad = True
+        return (result, *aux) if aux else result
+
+    def _record(self, requiring: int, inputs: tuple[Any, ...], attributes: Saved, out: Tensor, aux: Any) -> Node:
+        plan = self._plans.get(requiring)
+        if plan is None:
+            plan = self._plans[requiring] = self._plan(requiring)
+        saved: Saved = {}
+        versions = {}
+        for name, kind, i in plan:
+            if kind == "input":
+                x = saved[name] = inputs[i]
+                if isinstance(x, Tensor):
+                    versions[name] = x.version, x.version[0]
+            elif kind == "shape":
+                saved[name] = _shape(inputs[i]) if i >= 0 else tuple(map(_shape, inputs))
+            elif kind == "attribute":
+                saved[name] = attributes[name]
+            elif kind == "out":  # the array, not the Tensor: that would close a cycle through its node
+                saved[name] = out.data
+                versions[name] = out.version, out.version[0]
+            else:
+                saved[name] = aux
+        edges = [(x.node or x) if isinstance(x, Tensor) and x._requires_grad else None for x in inputs]
+        return Node(self, edges, saved, versions, out)
+
+    def _plan(self, requiring: int) -> tuple[tuple[str, str, int], ...]:
+        """What to keep when these inputs (a bit mask) require grad."""
+        wanted: dict[str, tuple[str, str, int]] = {}
+        for name in dict.fromkeys(self.input_name(i) for i in range(requiring.bit_length()) if requiring >> i & 1):
+            if name not in self.rules:
+                raise RuntimeError(
+                    f"{self.name}: input {name!r} is a constant of this op and may not require grad. "
+                    f"Pass {name}.detach()."
+                )
+            for want in self.rules[name][1]:
+                base = want.removesuffix("_shape")
+                if want in self.inputs:
+                    wanted[want] = want, "input", self.inputs.index(want)
+                elif want in self.attributes:
+                    wanted[want] = want, "attribute", 0
+                elif base != want and base in self.inputs:
+                    last = self.variadic and base == self.inputs[-1]
+                    wanted[want] = want, "shape", -1 if last else self.inputs.index(base)
+                elif want in ("out", "aux"):
+                    wanted[want] = want, want, 0
+        return tuple(wanted.values())
+
+    def _no_tensor(self, x: Any) -> TypeError:
+        return TypeError(
+            f"{self.name}: expected a tensor; got {type(x).__name__}. Make it a tensor with mg.tensor()."
+        )
+
+    def _look_for_nan(self, k: Any, inputs: tuple[Any, ...], out: Tensor) -> None:
+        tensors = {self.input_name(i): x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
+        given = [name for name, x in tensors.items() if k.has_nan(x.data)]
+        if given:
+            raise RuntimeError(f"detect_anomaly: op {self.name!r} was given NaN in {', '.join(given)}")
+        if k.has_nan(out.data):
+            shapes = ", ".join(str(x.shape) for x in tensors.values())
+            raise RuntimeError(f"detect_anomaly: op {self.name!r} made the first NaN, from inputs of shapes {shapes}")
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+def primitive(*, broadcasts: bool = False, view: bool = False) -> Callable[[Callable[..., Any]], Op]:
+    """Make an `Op` of a forward function."""
+    return lambda forward: Op(forward, broadcasts=broadcasts, view=view)
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return getattr(x, "shape", ())
+
+
+def _where(x: Any) -> str:
+    return x.device if isinstance(x, Tensor) else "number"
+
+
+class Node:
+    """One application of an op: its edges to the nodes (or leaves) it came from, and what its rules need."""
+
+    __slots__ = ("dtype", "edges", "hooks", "op", "retained", "saved", "serial", "shape", "versions")
+
+    def __init__(self, op: Op, edges: list[Node | Tensor | None], saved: Saved, versions: Any, out: Tensor):
+        self.op = op
+        self.edges = edges
+        self.saved: Saved | None = saved
+        self.versions = versions  # name -> (the tensor's counter, its value at the time)
+        self.shape = out.shape
+        self.dtype = out.dtype
+        self.serial = next(_serial_numbers)  # inputs are always older than outputs: the order of the walk
+        self.hooks: dict[int, Callable[[Tensor], Tensor | None]] | None = None
+        self.retained: weakref.ref[Tensor] | None = None
+
+    def gradients(self, g: Tensor, needed: set[int] | None) -> Iterable[tuple[Node | Tensor, Tensor, bool]]:
+        """(edge, gradient, whether nobody else holds the gradient's memory) for each input that needs one."""
+        if self.saved is None:
+            raise RuntimeError(
+                f"backward a second time through op {self.op.name!r}: what it had saved was freed by the first walk. "
+                f"Say retain_graph=True in the first call."
+            )
+        for name, (counter, then) in self.versions.items():
+            if counter[0] != then:
+                what = "its output" if name == "out" else f"its input {name!r}"
+                raise RuntimeError(
+                    f"backward through op {self.op.name!r}: {what}, of shape {tuple(self.saved[name].shape)}, was "
+                    f"changed in place after the forward pass (version {counter[0]}, expected {then}). "
+                    f"Change it after backward, or give the op a clone()."
+                )
+        known: Saved = {**self.saved, "g": g}
+        if "out" in known:
+            out = known["out"] = Tensor(known["out"], g.device)
+            out.node, out._requires_grad, out.version = self, True, self.versions["out"][0]
+        held = {id(x.data) for x in (*known.values(), *known.get("aux", ())) if isinstance(x, Tensor)}
+        for i, edge in enumerate(self.edges):
+            if edge is None or (needed is not None and id(edge) not in needed):
+                continue
+            known["i"] = i
+            rule, wants = self.op.rules[self.op.input_name(i)]
+            gradient = rule(*[known[want] for want in wants])
+            if gradient is None:
+                continue
+            if self.op.broadcasts and gradient.shape != edge.shape:
+                gradient = gradient.sum_to_size(edge.shape)
+            if gradient.shape != edge.shape or gradient.dtype != edge.dtype:
+                raise RuntimeError(
+                    f"{self.op.name}.vjp for {self.op.input_name(i)!r}: expected a gradient of shape {edge.shape}, "
+                    f"{edge.dtype}; the rule gave {gradient.shape}, {gradient.dtype}. The rule is wrong."
+                )
+            own = id(gradient.data) not in held and not kernels(g.device).is_view(gradient.data)
+            yield edge, gradient, own
+
+    def free(self) -> None:
+        """Drop what the rules needed. The edges stay: a later walk must find this node, to say that it was freed."""
+        self.saved = None
+        self.versions = {}
