@@ -125,9 +125,10 @@ def test_gradients_do_not_alias_what_rules_and_hooks_hold() -> None:
         return np.asarray(x @ y)
 
     bilinear.vjp(x=lambda g, y: y, y=lambda g, x: x)  # right for g = 1, and hands out what it saved
-    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    x, y, z = leaf(1.0, 2.0), leaf(3.0, 4.0), leaf(5.0)
     held: list[mg.Tensor] = []
-    y.register_hook(held.append)
-    bilinear(x, y).backward()
+    z.register_hook(held.append)
+    (bilinear(x, y) + (z * 3).sum()).backward()
     assert not np.shares_memory(*memory_of(x.grad, y))
-    assert not np.shares_memory(*memory_of(y.grad, held[0]))
+    assert not np.shares_memory(*memory_of(y.grad, x))
+    assert not np.shares_memory(*memory_of(z.grad, held[0]))
