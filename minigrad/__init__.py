@@ -41,6 +41,24 @@ from minigrad.ops.activation import (
     softplus as softplus,
     tanh as tanh,
 )
+from minigrad.ops.arithmetic import add as add, div as div, mul as mul, pow as pow, sub as sub
+from minigrad.ops.comparison import (
+    clip as clip,
+    eq as eq,
+    ge as ge,
+    gt as gt,
+    isfinite as isfinite,
+    isnan as isnan,
+    le as le,
+    logical_and as logical_and,
+    logical_not as logical_not,
+    logical_or as logical_or,
+    lt as lt,
+    maximum as maximum,
+    minimum as minimum,
+    ne as ne,
+    where as where,
+)
 from minigrad.ops.conv import (
     conv1d as conv1d,
     conv2d as conv2d,
@@ -70,41 +88,6 @@ from minigrad.ops.creation import (
     tensor as tensor,
     zeros as zeros,
     zeros_like as zeros_like,
-)
-from minigrad.ops.elementwise import (
-    abs as abs,
-    add as add,
-    clip as clip,
-    cos as cos,
-    div as div,
-    eq as eq,
-    exp as exp,
-    expm1 as expm1,
-    ge as ge,
-    gt as gt,
-    isfinite as isfinite,
-    isnan as isnan,
-    le as le,
-    log as log,
-    log1p as log1p,
-    logical_and as logical_and,
-    logical_not as logical_not,
-    logical_or as logical_or,
-    lt as lt,
-    maximum as maximum,
-    minimum as minimum,
-    mul as mul,
-    ne as ne,
-    neg as neg,
-    pow as pow,
-    reciprocal as reciprocal,
-    rsqrt as rsqrt,
-    sign as sign,
-    sin as sin,
-    sqrt as sqrt,
-    square as square,
-    sub as sub,
-    where as where,
 )
 from minigrad.ops.index import embedding as embedding, gather as gather, index_select as index_select
 from minigrad.ops.inplace import copy_ as copy_, zero_ as zero_
@@ -150,6 +133,21 @@ from minigrad.ops.shape import (
     unsqueeze as unsqueeze,
 )
 from minigrad.ops.softmax import log_softmax as log_softmax, logsumexp as logsumexp, softmax as softmax
+from minigrad.ops.unary import (
+    abs as abs,
+    cos as cos,
+    exp as exp,
+    expm1 as expm1,
+    log as log,
+    log1p as log1p,
+    neg as neg,
+    reciprocal as reciprocal,
+    rsqrt as rsqrt,
+    sign as sign,
+    sin as sin,
+    sqrt as sqrt,
+    square as square,
+)
 
 bool = bool_
 __version__ = "0.1.0"

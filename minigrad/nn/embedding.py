@@ -10,8 +10,8 @@ from minigrad.nn import init
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter
 from minigrad.ops import index as ops
+from minigrad.ops.comparison import where
 from minigrad.ops.creation import empty
-from minigrad.ops.elementwise import where
 
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:

@@ -9,8 +9,8 @@ from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.activation import relu, softplus
-from minigrad.ops.elementwise import abs, square
 from minigrad.ops.softmax import log_softmax
+from minigrad.ops.unary import abs, square
 
 
 def _reduced(name: str, losses: Tensor, reduction: str) -> Tensor:

@@ -12,7 +12,9 @@ from typing import Any
 
 from minigrad._op import Op
 from minigrad._tensor import Tensor, method
-from minigrad.ops.elementwise import exp, floating, gt, operands, square, where
+from minigrad.ops._operands import floating, operands
+from minigrad.ops.comparison import gt, where
+from minigrad.ops.unary import exp, square
 
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.ops.elementwise import rsqrt
 from minigrad.ops.reduce import mean as average, sum, var as variance
 from minigrad.ops.shape import reshape
+from minigrad.ops.unary import rsqrt
 
 
 @primitive()

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
 from minigrad.ops import _arguments as arguments
-from minigrad.ops.elementwise import add
+from minigrad.ops.arithmetic import add
 from minigrad.ops.reduce import sum
 from minigrad.ops.shape import pad, reshape, squeeze, unsqueeze
 

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.ops.elementwise import maximum, to_dtype
+from minigrad.ops._operands import to_dtype
+from minigrad.ops.comparison import maximum
 from minigrad.ops.matmul import dot
 from minigrad.ops.reduce import norm, sum
 from minigrad.ops.shape import permute, reshape

@@ -11,9 +11,12 @@ from minigrad._op import Op, primitive
 from minigrad._tensor import Tensor, method
 from minigrad.ops import _arguments as arguments
 from minigrad.ops._arguments import Dim
-from minigrad.ops.elementwise import abs as _abs, eq, isfinite, ne, pow, square, to_dtype, where
+from minigrad.ops._operands import to_dtype
+from minigrad.ops.arithmetic import pow
+from minigrad.ops.comparison import eq, isfinite, ne, where
 from minigrad.ops.index import gather
 from minigrad.ops.shape import _slice, expand, flip, reshape
+from minigrad.ops.unary import abs as _abs, square
 
 
 class Extremum(NamedTuple):

@@ -10,7 +10,7 @@ from minigrad import _dtypes, device as devices
 from minigrad._op import primitive
 from minigrad._tensor import Tensor, method
 from minigrad.ops import _arguments as arguments
-from minigrad.ops.elementwise import to_dtype
+from minigrad.ops._operands import to_dtype
 
 
 @primitive(view=True)

@@ -7,9 +7,10 @@ from typing import Any
 from minigrad._op import primitive
 from minigrad._tensor import Tensor, method
 from minigrad.ops import _arguments as arguments
-from minigrad.ops.elementwise import exp, floating
+from minigrad.ops._operands import floating
 from minigrad.ops.reduce import sum
 from minigrad.ops.shape import unsqueeze
+from minigrad.ops.unary import exp
 
 
 @primitive()

@@ -15,9 +15,11 @@ from minigrad import _dtypes
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
 from minigrad.ops import _arguments as arguments
-from minigrad.ops.elementwise import eq, reciprocal, to_dtype, where
+from minigrad.ops._operands import to_dtype
+from minigrad.ops.comparison import eq, where
 from minigrad.ops.inplace import copy_
 from minigrad.ops.reduce import sum
+from minigrad.ops.unary import reciprocal
 
 ORDERS = ("uv", "vu")
 

@@ -9,9 +9,9 @@ from minigrad._tensor import Tensor
 from minigrad.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from minigrad.nn.module import Module, Parametrization
 from minigrad.nn.parameter import Parameter, UninitializedParameter
+from minigrad.ops._operands import to_dtype
 from minigrad.ops.conventions import Point, apply, convention
 from minigrad.ops.creation import ones, randn
-from minigrad.ops.elementwise import to_dtype
 from minigrad.ops.reduce import norm
 from minigrad.ops.shape import clone
 from minigrad.ops.singular import sigma_max
