@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from minigrad.spectral.study.about import about
     from minigrad.spectral.study.data import load
     from minigrad.spectral.study.output import prepare, write
-    from minigrad.spectral.study.report import render, sentence
+    from minigrad.spectral.study.report import mark, render, sentence
     from minigrad.spectral.study.settings import check
     from minigrad.spectral.study.study import Study
     from minigrad.spectral.study.tables import tables
@@ -65,5 +65,5 @@ def run(arguments: argparse.Namespace) -> int:
         "sentence": sentence(verdict),
     }
     files = write(folder, render(results, told, list(rows)), summary, rows)
-    terminal.show(results, sentence(verdict), files)
+    terminal.show(results, mark(verdict), sentence(verdict), files)
     return INTERRUPTED if results.unfinished else 0 if passed else 1

@@ -15,8 +15,8 @@ from minigrad.spectral.study.residuals import first_step
 
 #: Sweeps followed at least, and at most: with a gap near 1, or a start nearly orthogonal to u₁, there is no end.
 SHORTEST, LONGEST = 8, 600
-#: Sweeps that `unrolled` goes through, at most: each is a part of its graph.
-DEEPEST = 32
+#: Sweeps that `unrolled` goes through: each is a part of its graph.
+DEEP = (1, 2, 3, 4, 6, 8, 11, 14, 18, 24, 32)
 #: Where rounding takes over from convergence.
 ROUNDING = 1e-12
 
@@ -65,7 +65,7 @@ def falling(layer: Layer, seed: int) -> Iterator[Falling | None]:
             break
     yield None
     counts = list(range(1, len(fixed) + 1))
-    deep = counts[:DEEPEST]
+    deep = [n for n in DEEP if n <= len(counts)]
     unrolled = []
     for n in deep:  # the vector u is not read in the order u then v
         unrolled.append(float(np.linalg.norm(analytic("unrolled", layer, u, start, n) - exact)) / size)

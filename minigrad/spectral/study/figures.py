@@ -6,6 +6,7 @@ Matplotlib is given placeholder colours; afterwards each becomes `var(--name)`, 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,15 @@ def colour(convention: str) -> str:
     return PLACEHOLDERS.get(convention, MUTED)
 
 
+def power(exponent: int) -> str:
+    """A power of ten as one writes it.
+
+    >>> power(-12)
+    '10⁻¹²'
+    """
+    return "10" + str(exponent).translate(str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻"))
+
+
 @contextmanager
 def panel(name: str, width: float = 4.0, height: float = 2.9) -> Iterator[tuple[Any, list[str]]]:
     """Axes of one figure; the SVG is appended to the list at the end of the block."""
@@ -57,6 +67,10 @@ def panel(name: str, width: float = 4.0, height: float = 2.9) -> Iterator[tuple[
         axes = figure.add_subplot()
         made: list[str] = []
         yield axes, made
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":  # Matplotlib's own labels are TeX formulas, slow, and in a font of their own
+                axis.set_major_formatter(lambda x, _: power(round(math.log10(x))))
+                axis.minorticks_off()
         made.append(_svg(figure, name))
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 import minigrad as mg
-from minigrad.autograd import Node
+from minigrad._op import Node
 
 WIDTH, ROW, TOP = 440, 84, 46
 BOX_WIDTH, BOX_HEIGHT = 176, 44

@@ -18,8 +18,6 @@ from minigrad.spectral.study.residuals import FACTOR, FLOOR, Residual
 from minigrad.spectral.study.study import Results
 from minigrad.spectral.study.verdict import Verdict, must_meet
 
-_DIGITS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
-
 
 def scientific(value: float, digits: int = 1) -> str:
     """A number as one writes it: 0.031, 8.1·10⁻¹⁴.
@@ -34,7 +32,7 @@ def scientific(value: float, digits: int = 1) -> str:
     mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
     if -3 <= int(exponent) <= 2:
         return f"{value:.{max(0, digits - int(exponent))}f}".replace("-", "−")
-    return f"{mantissa.replace('-', '−')}·10{str(int(exponent)).translate(_DIGITS)}"
+    return f"{mantissa.replace('-', '−')}·{figures.power(int(exponent))}"
 
 
 def signed(value: float, places: int = 4) -> str:
@@ -45,6 +43,11 @@ def signed(value: float, places: int = 4) -> str:
 def degrees(value: float) -> str:
     """An angle."""
     return "—" if math.isnan(value) else f"{value:.2f}°" if value >= 0.01 else f"{scientific(value, 0)}°"
+
+
+def mark(verdict: Verdict | None) -> str:
+    """The verdict in one word."""
+    return "unfinished" if verdict is None else "passed" if verdict.passed else "failed"
 
 
 def sentence(verdict: Verdict | None) -> str:
@@ -90,10 +93,8 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
     safe = require("markupsafe").Markup
     verdict = results.verdict
     settings = results.settings
-    mark = "unfinished" if verdict is None else "passed" if verdict.passed else "failed"
     page = environment.get_template("report.html.j2").render(
-        title=mark,
-        mark=mark,
+        mark=mark(verdict),
         sentence=sentence(verdict),
         verdict=verdict,
         unfinished=results.unfinished,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ def within(t: float, freedom: int) -> float:
     return 2 / math.pi * (angle + total) if odd else total
 
 
+@functools.cache
 def quantile(confidence: float, freedom: int) -> float:
     """The t with P(|T| ≤ t) = confidence, by bisection.
 

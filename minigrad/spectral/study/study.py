@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import minigrad as mg
 from minigrad.spectral.study import models
 from minigrad.spectral.study.comparison import Paired, Record, differences, run
-from minigrad.spectral.study.convergence import DEEPEST, Falling, StepCurve, falling, step_curve
+from minigrad.spectral.study.convergence import DEEP, Falling, StepCurve, falling, step_curve
 from minigrad.spectral.study.data import Dataset
 from minigrad.spectral.study.end_to_end import Through, through
 from minigrad.spectral.study.graph import draw
@@ -173,7 +173,7 @@ class Study:
     def _converge(self, name: str) -> None:
         settings, results = self.settings, self.results
         last = [one for one in self.opened[settings.steps] if one.name in results.layers]
-        with self.progress.stage(name, 2 + (2 + DEEPEST) * len(last)) as done:
+        with self.progress.stage(name, 1 + (2 + len(DEEP)) * len(last)) as done:
             for layer in last:
                 for part in falling(layer, settings.seed):
                     done()

@@ -40,7 +40,7 @@ class Terminal:
             yield lambda: bar.advance(task)
             bar.update(task, completed=total)
 
-    def show(self, results: Results, sentence: str, files: list[Path]) -> None:
+    def show(self, results: Results, mark: str, sentence: str, files: list[Path]) -> None:
         """The layers, the verdict, the comparison, and where the report lies."""
         if results.openings:
             self.console.print(self._layers(results))
@@ -51,10 +51,8 @@ class Terminal:
             self.console.print(
                 f"[bold red]Interrupted[/] while {results.unfinished}; what was finished is in the report."
             )
-        verdict = results.verdict
-        passed = verdict is not None and verdict.passed
-        self.console.print(f"[bold {'green' if passed else 'red'}]{'passed' if passed else 'failed'}[/]  {sentence}")
-        for failure in verdict.failures if verdict else []:
+        self.console.print(f"[bold {'green' if mark == 'passed' else 'red'}]{mark}[/]  {sentence}")
+        for failure in results.verdict.failures if results.verdict else []:
             self.console.print(f"  [red]✗[/] {failure}")
         self.console.print(f"Report: {files[-1]} (and {len(files) - 1} files of numbers beside it)", soft_wrap=True)
 
