@@ -105,6 +105,17 @@ def test_a_folder_that_cannot_be_written_costs_a_compilation_only(tmp_path: Path
     assert run(RELU, blocked / "cache", package) == "[0.0, 2.0]"
 
 
+def test_a_temporary_folder_that_others_may_write_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = _jit._temporary_directory.__wrapped__()
+    assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
+    assert _jit._temporary_directory.__wrapped__() == folder
+    folder.chmod(0o777)
+    assert _jit._temporary_directory.__wrapped__() not in (folder, tmp_path)
+
+
 PARALLEL = """
     import os, sys
     import numpy as np

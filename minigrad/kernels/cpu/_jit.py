@@ -14,6 +14,7 @@ import hashlib
 import os
 import pickle
 import platform
+import stat
 import tempfile
 import threading
 from collections.abc import Callable
@@ -43,8 +44,20 @@ def cache_directory() -> Path:
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home
-    user = os.getuid() if hasattr(os, "getuid") else "user"
-    return Path(tempfile.gettempdir()) / f"minigrad-{user}"
+    return _temporary_directory()
+
+
+@functools.cache
+def _temporary_directory() -> Path:
+    """A folder of this user's in the shared temporary one; a fresh one if somebody else holds its name."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    folder = Path(tempfile.gettempdir()) / f"minigrad-{user}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if found.st_uid == user and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022:
+            return folder
+    return Path(tempfile.mkdtemp(prefix="minigrad-"))  # cached kernels are machine code: nobody else may write them
 
 
 @functools.cache
