@@ -171,6 +171,10 @@ def test_where_chooses_in_a_whole_model():
     with pytest.raises(RuntimeError, match=r"'weight' of Linear '2\.1' is parametrized already"):
         spectral_norm(model, where=lambda path, module: path in ("1", "2.1"))
     assert same(before, snapshot(model))  # all or none
+    two = mg.nn.Sequential(mg.nn.Linear(2, 3), mg.nn.BatchNorm1d(3))
+    with pytest.raises(IndexError):
+        spectral_norm(two, dim=1, where=lambda path, module: True)
+    assert "weight" in two[0].state_dict()
     with pytest.raises(ValueError, match=r"chose none of the modules with a parameter 'weight': 0, 1, 2\.1"):
         spectral_norm(model, where=lambda path, module: False)
 
