@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps",
         type=int,
         default=None,
-        help="training steps of each run (default: 200; conv 100; fewer with --quick)",
+        help="training steps of each run (default: 150; conv 80; fewer with --quick)",
     )
     add("--layers", default=None, metavar="A,B", help="the layers to open, by name (default: all)")
     add("--conventions", default=None, metavar="A,B", help="the gradient conventions to study (default: all)")

@@ -11,7 +11,7 @@ from minigrad.ops.conventions import CONVENTIONS
 from minigrad.spectral.study.models import MODELS
 
 #: Training steps by default: (is it the convolutional net?, --quick?).
-STEPS = {(False, False): 200, (True, False): 100, (False, True): 40, (True, True): 25}
+STEPS = {(False, False): 150, (True, False): 80, (False, True): 40, (True, True): 25}
 #: Training runs per convention.
 SEEDS, QUICK_SEEDS = 5, 3
 

@@ -99,6 +99,9 @@ class Terminal:
         for pair in results.differences:
             found = pair.difference
             said = "[bold]detected[/]" if pair.detected else "[dim]none detected[/]"
-            numbers = f"{found.mean:+.4f} ± {found.half:.4f}", f"{pair.adjusted_p:.3g}"
+            numbers = (
+                f"{found.mean:+.4f} ± {found.half:.4f}",
+                f"{pair.adjusted_p:.3f}" if pair.adjusted_p >= 0.001 else "<0.001",
+            )
             table.add_row(pair.convention, MEASURES[pair.measure], *numbers, said)
         return table
