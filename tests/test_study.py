@@ -174,7 +174,19 @@ def test_the_numbers_beside_it(quick):
     assert found["passed"] is True and found["unfinished"] == ""
     assert set(found["minigrad"]) == {"command", "version", "seed", "dtype", "machine", "software"}
     tables = {path.stem for path in quick.glob("*.csv")}
-    expected = {"verdict", "layers", "residuals", "spectra", "sweeps", "steps", "losses", "training", "differences"}
+    expected = {
+        "verdict",
+        "layers",
+        "residuals",
+        "spectra",
+        "sweeps",
+        "rates",
+        "steps",
+        "tests",
+        "losses",
+        "training",
+        "differences",
+    }
     assert tables == expected <= set(found)
     assert len(found["verdict"]) == 3 * len(conventions.CONVENTIONS)
     for name in tables:

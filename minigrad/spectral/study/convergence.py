@@ -59,7 +59,7 @@ def falling(layer: Layer, seed: int) -> Iterator[Falling | None]:
     v = start
     for _ in range(LONGEST):
         u, v = one_sweep(weight, v)
-        fixed.append(float(np.linalg.norm(analytic("fixed_uv", layer, u, v, 1) - exact)) / size)
+        fixed.append(float(np.linalg.norm(analytic("fixed_uv", layer, u, v) - exact)) / size)
         sigma.append(abs(float(u @ weight @ v) / float(spectrum[0]) - 1))
         if len(fixed) >= SHORTEST and fixed[-1] < ROUNDING:
             break
@@ -96,7 +96,7 @@ def step_curve(layer: Layer, seed: int) -> StepCurve:
     """The V: truncation h² to the right, rounding ε/h to the left. The truth: the paper's gradient, u and v frozen."""
     rng = np.random.default_rng(seed)
     along = unit(rng.standard_normal(layer.weight.size)).reshape(layer.weight.shape)
-    truth = float(np.vdot(analytic("fixed_uv", layer, layer.u, layer.v, 1), along))
+    truth = float(np.vdot(analytic("fixed_uv", layer, layer.u, layer.v), along))
     oracle = ORACLES["frozen"]
 
     def error(h: float, dtype: Any) -> float:

@@ -7,9 +7,10 @@ live from the vectors before. Here G changes along with W, the network's own cur
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,38 +30,36 @@ class Through:
     residuals: list[Residual]
 
 
-def through(
-    step: int,
-    layer: Layer,
-    build: Any,
-    network: Any,
-    normalized: dict[str, Array],
-    conventions: Sequence[str],
-    batch: tuple[Any, Any],
-    random: int,
-    seed: int,
-) -> Iterator[Through | None]:
-    """Every convention against every oracle through the network. Yields None between parts; then the result.
+class Around(NamedTuple):
+    """What the layer stands in."""
 
-    `build` makes the plain network in float64, `normalized` are the W̄ of all layers, `batch` is (x, y) in float64.
-    """
+    build: Callable[[], Any]  # makes the network without normalization, in float64
+    network: Any  # the trained one, for its biases
+    normalized: dict[str, Array]  # the W̄ of every layer
+    batch: tuple[Any, Any]  # x and y
+
+
+def through(
+    step: int, layer: Layer, around: Around, conventions: Sequence[str], random: int, seed: int
+) -> Iterator[Through | None]:
+    """Every convention against every oracle through the network. Yields None between parts; then the result."""
     before = cold(layer.weight, seed)
     after = sweep(layer.weight, before[1])
     points = {"frozen": after, "svd": after, "live": before}
-    twin = build()
-    fill(twin, network, normalized)
+    twin = around.build()
+    fill(twin, around.network, around.normalized)
     parameter = getattr(twin, layer.name).weight
 
     def value(weight: Array, oracle: str) -> float:
         made = ORACLES[oracle].normalize(weight, *points[oracle])
         with mg.no_grad():
             parameter.copy_(mg.tensor(made.reshape(parameter.shape)))
-            return float(loss(twin, *batch).item())
+            return float(loss(twin, *around.batch).item())
 
     def upstream(oracle: str) -> Array:
         value(layer.weight, oracle)
         twin.zero_grad()
-        loss(twin, *batch).backward()
+        loss(twin, *around.batch).backward()
         return host(parameter.grad).reshape(layer.weight.shape)
 
     arriving = {name: upstream(name) for name in ORACLES}
@@ -68,14 +67,14 @@ def through(
     along = directions(layer.weight, named, random, False, seed)
     numeric = {}
     for name in ORACLES:
-        numeric[name] = differentiate(lambda w, o=name: value(w, o), layer.weight, along, first_step(layer.weight))  # type: ignore[misc]
+        numeric[name] = differentiate(partial(value, oracle=name), layer.weight, along, first_step(layer.weight))
         yield None
     closed = {name: o.gradient(arriving[name], layer.weight, *points[name]) for name, o in ORACLES.items()}
     scale = float(np.linalg.norm(arriving["frozen"])) / float(after[0] @ layer.weight @ after[1]) or 1.0
     residuals = []
     for convention in conventions:
-        fill(twin, network, normalized)
-        gradient = _module_gradient(build(), twin, layer, before, convention, batch)
+        fill(twin, around.network, around.normalized)
+        gradient = _module_gradient(around.build(), twin, layer, before, convention, around.batch)
         residuals += [compare(convention, o, gradient, closed[o], numeric[o], along, scale) for o in ORACLES]
     yield Through(step, layer.name, residuals)
 

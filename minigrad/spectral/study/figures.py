@@ -32,6 +32,16 @@ PLACEHOLDERS = {
 }  # fmt: skip
 INK, MUTED, RULE = (PLACEHOLDERS[name] for name in ("ink", "muted", "rule"))
 
+#: Matplotlib's settings for every figure.
+STYLE = {
+    "svg.fonttype": "none", "font.size": 10, "font.family": "DejaVu Sans",
+    "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.titlesize": 10, "axes.titlecolor": INK, "axes.titlelocation": "left",
+    "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "xtick.major.width": 0.7, "ytick.major.width": 0.7, "xtick.labelsize": 9, "ytick.labelsize": 9,
+    "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.7,
+}  # fmt: skip
+
 
 def colour(convention: str) -> str:
     """The placeholder of a convention."""
@@ -52,17 +62,7 @@ def panel(name: str, width: float = 4.0, height: float = 2.9) -> Iterator[tuple[
     """Axes of one figure; the SVG is appended to the list at the end of the block."""
     matplotlib = require("matplotlib")
     require("matplotlib.figure")
-    style = {
-        "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.family": "DejaVu Sans",
-        "axes.edgecolor": MUTED, "axes.labelcolor": INK, "axes.linewidth": 0.7, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.titlesize": 10, "axes.titlecolor": INK, "axes.titlelocation": "left",
-        "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
-        "xtick.major.width": 0.7, "ytick.major.width": 0.7, "xtick.labelsize": 9, "ytick.labelsize": 9,
-        "xtick.minor.size": 0, "ytick.minor.size": 0,
-        "axes.grid": True, "grid.color": RULE, "grid.linewidth": 0.6, "axes.axisbelow": True, "lines.linewidth": 1.7,
-        "axes.unicode_minus": True, "mathtext.default": "regular",
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = matplotlib.figure.Figure(figsize=(width, height), layout="constrained")
         axes = figure.add_subplot()
         made: list[str] = []
@@ -86,9 +86,8 @@ def _svg(figure: Any, name: str) -> str:
         r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg viewBox="\1" role="img" aria-label="{name}">', text, count=1
     )
     text = re.sub(r'xlink:href="(#[^"]*)"', r'href="\1"', text)
-    text = re.sub(
-        r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in text else "", text
-    )  # few are referred to
+    referred = set(re.findall(r"#([\w-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in referred else "", text)
     for variable, placeholder in PLACEHOLDERS.items():
         text = text.replace(placeholder, f"var(--{variable.replace('_', '-')})")
     return text

@@ -114,7 +114,7 @@ def open_layers(network: Any, twin: Any, names: Sequence[str], x: Any, y: Any, s
     return opened
 
 
-def analytic(convention: str, layer: Layer, u: Array, v: Array, sweeps: int) -> Array:
+def analytic(convention: str, layer: Layer, u: Array, v: Array, sweeps: int = 1) -> Array:
     """The gradient that minigrad puts on the raw weight under a convention, for L = ⟨G, W̄⟩ with G frozen."""
     weight = mg.tensor(layer.weight, requires_grad=True)
     vectors = mg.tensor(u), mg.tensor(v)
@@ -127,7 +127,7 @@ def numbers(layer: Layer) -> Numbers:
     """σ̂, σ₁, gap, λ, ‖∂L/∂W‖ and ⟨∂L/∂W, W⟩ with the paper's gradient at the stored vectors."""
     spectrum = np.linalg.svd(layer.weight, compute_uv=False)
     sigma_hat = float(layer.u @ layer.weight @ layer.v)
-    gradient = analytic("fixed_uv", layer, layer.u, layer.v, 1)
+    gradient = analytic("fixed_uv", layer, layer.u, layer.v)
     return Numbers(
         sigma_hat,
         float(spectrum[0]),
@@ -146,35 +146,36 @@ def cold(weight: Array, seed: int) -> tuple[Array, Array]:
 
 
 def measure(
-    step: int, layer: Layer, conventions: Sequence[str], random: int, entrywise: bool, seed: int, sweeps: int = 1
+    step: int, layer: Layer, conventions: Sequence[str], random: int, entrywise: bool, seed: int
 ) -> Iterator[Opened | None]:
     """Every convention against every oracle at one layer. Yields None between parts; then the result."""
     vectors = {"stored": (layer.u, layer.v), "cold": cold(layer.weight, seed)}
     named = {"G": layer.upstream, "W": layer.weight} | {f"u vᵀ ({s})": np.outer(*vectors[s]) for s in STATES}
     along = directions(layer.weight, named, random, entrywise, seed)
-    step_size = first_step(layer.weight)
-    numeric: dict[tuple[str, str], Numeric] = {}
-    for state, (u, v) in vectors.items():
-        for name, oracle in ORACLES.items():
+    numeric: dict[str, dict[str, Numeric]] = {state: {} for state in STATES}
+    for state in STATES:
+        for name in ORACLES:
             if name == "svd" and state != STATES[0]:  # knows nothing of u and v
-                numeric[state, name] = numeric[STATES[0], name]
-                continue
-            numeric[state, name] = differentiate(
-                lambda w, o=oracle, u=u, v=v: float(np.vdot(layer.upstream, o.normalize(w, u, v, sweeps))),  # type: ignore[misc]
-                layer.weight,
-                along,
-                step_size,
-            )
-            yield None
-    residuals = {s: _table(layer, *vectors[s], s, conventions, numeric, along, sweeps) for s in STATES}
+                numeric[state][name] = numeric[STATES[0]][name]
+            else:
+                numeric[state][name] = _differences(layer, name, vectors[state], along)
+                yield None
+    residuals = {s: _table(layer, *vectors[s], conventions, numeric[s], along) for s in STATES}
     scale = _scale(layer, *vectors["cold"])
     apart = {
-        f"{a} {b}": float(np.abs(numeric["cold", a].value - numeric["cold", b].value).max()) / scale
+        f"{a} {b}": float(np.abs(numeric["cold"][a].value - numeric["cold"][b].value).max()) / scale
         for a in ORACLES
         for b in ORACLES
         if a < b
     }
     yield Opened(step, layer.name, layer.shape, layer.upstream_from, entrywise, numbers(layer), residuals, apart)
+
+
+def _differences(layer: Layer, oracle: str, vectors: tuple[Array, Array], along: Directions) -> Numeric:
+    def pairing(weight: Array) -> float:
+        return float(np.vdot(layer.upstream, ORACLES[oracle].normalize(weight, *vectors)))
+
+    return differentiate(pairing, layer.weight, along, first_step(layer.weight))
 
 
 def _scale(layer: Layer, u: Array, v: Array) -> float:
@@ -183,27 +184,13 @@ def _scale(layer: Layer, u: Array, v: Array) -> float:
 
 
 def _table(
-    layer: Layer,
-    u: Array,
-    v: Array,
-    state: str,
-    conventions: Sequence[str],
-    numeric: dict[tuple[str, str], Numeric],
-    along: Directions,
-    sweeps: int,
+    layer: Layer, u: Array, v: Array, conventions: Sequence[str], numeric: dict[str, Numeric], along: Directions
 ) -> list[Residual]:
-    gradients = {name: analytic(name, layer, u, v, sweeps) for name in conventions}
-    closed = {name: o.gradient(layer.upstream, layer.weight, u, v, sweeps) for name, o in ORACLES.items()}
+    gradients = {name: analytic(name, layer, u, v) for name in conventions}
+    closed = {name: oracle.gradient(layer.upstream, layer.weight, u, v) for name, oracle in ORACLES.items()}
+    scale = _scale(layer, u, v)
     return [
-        compare(
-            convention,
-            oracle,
-            gradients[convention],
-            closed[oracle],
-            numeric[state, oracle],
-            along,
-            _scale(layer, u, v),
-        )
+        compare(convention, oracle, gradients[convention], closed[oracle], numeric[oracle], along, scale)
         for convention in conventions
         for oracle in ORACLES
     ]

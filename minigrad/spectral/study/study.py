@@ -13,7 +13,7 @@ from minigrad.spectral.study import models
 from minigrad.spectral.study.comparison import Paired, Record, differences, run
 from minigrad.spectral.study.convergence import DEEP, Falling, StepCurve, falling, step_curve
 from minigrad.spectral.study.data import Dataset
-from minigrad.spectral.study.end_to_end import Through, through
+from minigrad.spectral.study.end_to_end import Around, Through, through
 from minigrad.spectral.study.graph import draw
 from minigrad.spectral.study.opening import Layer, Opened, measure, open_layers
 from minigrad.spectral.study.oracles import ORACLES
@@ -152,23 +152,16 @@ class Study:
         last = self.opened[settings.steps]
         normalized = {one.name: ORACLES["frozen"].normalize(one.weight, one.u, one.v) for one in last}
         batch = self.batch[0][:THROUGH_ON], self.batch[1][:THROUGH_ON]
+        around = Around(self.plain, self.network, normalized, batch)
         with self.progress.stage(name, 4 * len(results.layers)) as done:
             for layer in last:
-                if layer.name in results.layers:
-                    for part in through(
-                        settings.steps,
-                        layer,
-                        self.plain,
-                        self.network,
-                        normalized,
-                        settings.conventions,
-                        batch,
-                        settings.through_directions,
-                        settings.seed,
-                    ):
-                        done()
-                        if part is not None:
-                            results.throughs.append(part)
+                if layer.name not in results.layers:
+                    continue
+                count = settings.through_directions
+                for part in through(settings.steps, layer, around, settings.conventions, count, settings.seed):
+                    done()
+                    if part is not None:
+                        results.throughs.append(part)
 
     def _converge(self, name: str) -> None:
         settings, results = self.settings, self.results

@@ -19,7 +19,13 @@ def tables(results: Results) -> dict[str, list[Row]]:
         "residuals": _residuals(results),
         "spectra": _spectra(results),
         "sweeps": _sweeps(results),
+        "rates": [
+            {"layer": one.layer, "gap": one.gap, "of": of, "measured": one.rate[of], "theory": one.theory[of]}
+            for one in results.falling
+            for of in one.rate
+        ],
         "steps": _steps(results),
+        "tests": [{"step": step, "loss": value, "accuracy": right} for step, value, right in results.tests],
         "losses": [{"step": step, "loss": value} for step, value in results.losses],
         "training": [asdict(record) for record in results.records],
         "differences": [
