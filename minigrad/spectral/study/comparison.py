@@ -55,7 +55,7 @@ class Paired:
         return self.adjusted_p < ALPHA
 
 
-def marks(steps: int, count: int = 12) -> list[int]:
+def marks(steps: int, count: int = 10) -> list[int]:
     """The steps at which a run is recorded: from 0 to the last."""
     return sorted({round(steps * i / count) for i in range(count + 1)})
 
