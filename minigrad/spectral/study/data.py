@@ -42,7 +42,7 @@ def read(path: str) -> tuple[Any, Any]:
         with open(path, "rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one bare array")
+                raise ValueError
             if missing := [key for key in ("x", "y") if key not in archive]:
                 raise UsageError(
                     f"study --data: expected arrays 'x' and 'y' in {path}; {missing[0]!r} is missing, there is "
@@ -50,7 +50,7 @@ def read(path: str) -> tuple[Any, Any]:
                 )
             return archive["x"], archive["y"]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or "it holds something else"  # NumPy's texts speak of pickles
         raise UsageError(
             f"study --data: expected an .npz of plain arrays; cannot read {path}: {reason}. "
             f"Save it with np.savez(path, x=…, y=…)."
