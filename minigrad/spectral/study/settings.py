@@ -42,6 +42,11 @@ class Settings:
         return 16 if self.quick else 64
 
     @property
+    def entries(self) -> int:
+        """The smallest layer is differenced entry by entry, at the last step, if it has no more entries than this."""
+        return 256 if self.quick else 1024
+
+    @property
     def through_directions(self) -> int:
         """Random directions per layer through the network."""
         return 4 if self.quick else 64 if self.model == "mlp" else 16

@@ -23,8 +23,6 @@ from minigrad.spectral.study.verdict import Verdict, judge
 
 #: Examples of the batch that gives G, and of the smaller one that goes through the network again and again.
 OPENED_ON, THROUGH_ON = 256, 64
-#: The smallest layer is differenced entry by entry, at the last step, if it has no more entries than this.
-ENTRYWISE = 1024
 
 
 class Progress(Protocol):
@@ -135,7 +133,7 @@ class Study:
         settings, results = self.settings, self.results
         chosen = {step: [one for one in found if one.name in results.layers] for step, found in self.opened.items()}
         smallest = min(chosen[0], key=lambda one: one.weight.size)
-        entries = smallest.name if smallest.weight.size <= ENTRYWISE else None
+        entries = smallest.name if smallest.weight.size <= settings.entries else None
         with self.progress.stage(name, 6 * sum(map(len, chosen.values()))) as done:
             for step, found in chosen.items():
                 for layer in found:
