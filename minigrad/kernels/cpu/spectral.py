@@ -243,10 +243,9 @@ def spectral_scale(w: Array, sigma: Array) -> Array:
     """W/σ, and 0 where σ is 0."""
     if sigma == 0:
         return np.zeros(w.shape, w.dtype)
-    flat = np.ascontiguousarray(w, sigma.dtype).reshape(-1)
-    out = np.empty_like(flat)
-    _scaled(flat, sigma[()], out)
-    return cast(out.reshape(w.shape), w.dtype)
+    out = np.empty(w.shape, sigma.dtype)
+    _scaled(np.ascontiguousarray(w, out.dtype).reshape(-1), sigma[()], out.reshape(-1))
+    return cast(out, w.dtype)
 
 
 def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim: int) -> Array:
@@ -254,9 +253,10 @@ def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim:
     if sigma == 0:
         return np.zeros(w.shape, w.dtype)
     upstream, rows, columns, _ = _arranged(g, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
-    out = np.empty_like(upstream)
-    _pulled_back(upstream, np.ascontiguousarray(w, out.dtype).reshape(out.shape), rows, columns, float(sigma), out)
-    return cast(out.reshape(w.shape), w.dtype)
+    out = np.empty(w.shape, upstream.dtype)
+    weight = np.ascontiguousarray(w, out.dtype).reshape(upstream.shape)
+    _pulled_back(upstream, weight, rows, columns, float(sigma), out.reshape(upstream.shape))
+    return cast(out, w.dtype)
 
 
 def rank_one(c: Array, u: Array, v: Array, shape: tuple[int, ...], dim: int, dtype: Any) -> Array:
