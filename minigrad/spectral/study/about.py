@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-from pathlib import Path
 
 import numba
 import numpy as np
 
 import minigrad as mg
+from minigrad._info import processor
 from minigrad.ops.conventions import CONVENTIONS
 from minigrad.spectral.study.settings import Settings
 
@@ -30,15 +30,6 @@ def about(settings: Settings) -> dict[str, str | int]:
         "version": mg.__version__,
         "seed": settings.seed,
         "dtype": DTYPE,
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "software": f"Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}",
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or platform.machine()
