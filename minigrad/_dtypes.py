@@ -40,7 +40,12 @@ def of_number(x: bool | int | float) -> np.dtype[Any]:
 
 
 def result_type(*operands: Any) -> np.dtype[Any]:
-    """The dtype in which tensors (anything with `dtype` and `ndim`) and Python numbers meet."""
+    """The dtype in which tensors (anything with `dtype` and `ndim`) and Python numbers meet, by torch's rules.
+
+    >>> import minigrad as mg
+    >>> mg.result_type(mg.ones(2), mg.tensor(1.0, dtype=mg.float64)), mg.result_type(mg.arange(2), 2.5)
+    (dtype('float32'), dtype('float32'))
+    """
     with_dims: np.dtype[Any] | None = None
     zero_dim: np.dtype[Any] | None = None
     number: np.dtype[Any] | None = None

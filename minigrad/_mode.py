@@ -51,7 +51,15 @@ class no_grad(Switch):
 
 
 class enable_grad(Switch):
-    """Record again, inside a `no_grad` block."""
+    """Record again, inside a `no_grad` block: a `with` block or a decorator.
+
+    >>> import minigrad as mg
+    >>> x = mg.ones(2, requires_grad=True)
+    >>> with mg.no_grad(), mg.enable_grad():
+    ...     y = x * 2
+    >>> y.requires_grad
+    True
+    """
 
     field, value = "grad", True
 
@@ -71,7 +79,13 @@ class detect_anomaly(Switch):
 
 
 def is_grad_enabled() -> bool:
-    """Are operations of this thread being recorded?"""
+    """Are operations of this thread being recorded?
+
+    >>> import minigrad as mg
+    >>> with mg.no_grad():
+    ...     mg.is_grad_enabled()
+    False
+    """
     return mode.grad
 
 

@@ -53,7 +53,14 @@ def set_num_threads(n: int) -> None:
 
 
 class cuda:
-    """The CUDA half of the devices: `mg.cuda`."""
+    """The CUDA half of the devices: `mg.cuda`. This version has no CUDA kernels, and says so when asked for one.
+
+    >>> import minigrad as mg
+    >>> mg.zeros(2, device="cuda")
+    Traceback (most recent call last):
+    ...
+    RuntimeError: device 'cuda': this version of minigrad has no CUDA kernels. Use device='cpu', or upgrade minigrad.
+    """
 
     @staticmethod
     def is_available() -> bool:

@@ -129,7 +129,7 @@ def pow(x: Operand, y: Operand) -> Tensor:
     """
     ready = countable("pow", operands("pow", x, y))
     if ready[0].dtype.kind == "i" if isinstance(ready[0], Tensor) else isinstance(ready[0], int):
-        smallest = y if not isinstance(y, Tensor) else y.data.min(initial=0) if y.dtype.kind == "i" else 0
+        smallest = y if not isinstance(y, Tensor) else y.amin().item() if y.dtype.kind == "i" and y.numel() else 0
         if smallest < 0:
             raise ValueError(f"pow: an integer cannot be raised to {smallest}. Convert the base with to(mg.float32).")
     return _pow(*ready)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -210,7 +210,7 @@ def randperm(n: int, *, device: str = "cpu", generator: Generator | None = None)
     return tensor(np.argsort(keys.numpy(), kind="stable"), device=device)
 
 
-def _like(name: str) -> Any:
+def _like(name: str) -> Callable[..., Tensor]:
     make = globals()[name]
 
     def function(x: Tensor, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
@@ -222,7 +222,13 @@ def _like(name: str) -> Any:
         )
 
     function.__name__ = function.__qualname__ = f"{name}_like"
-    function.__doc__ = f"`{name}` with the shape and, unless given, the dtype and device of x."
+    function.__doc__ = f"""`{name}` with the shape and, unless given, the dtype and device of x.
+
+    >>> import minigrad as mg
+    >>> x = mg.{name}_like(mg.eye(2, 3), dtype=mg.float64)
+    >>> x.shape, x.dtype
+    ((2, 3), dtype('float64'))
+    """
     return function
 
 
@@ -232,7 +238,12 @@ zeros_like, ones_like, empty_like, rand_like, randn_like = map(_like, ("zeros", 
 def full_like(
     x: Tensor, fill_value: Number, *, dtype: Any = None, device: str | None = None, requires_grad: bool = False
 ) -> Tensor:
-    """`full` with the shape and, unless given, the dtype and device of x."""
+    """`full` with the shape and, unless given, the dtype and device of x.
+
+    >>> import minigrad as mg
+    >>> mg.full_like(mg.ones(2), 7)
+    tensor([7., 7.])
+    """
     return full(
         x.shape,
         fill_value,
