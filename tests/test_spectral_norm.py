@@ -198,3 +198,32 @@ def test_errors():
     ]:
         with pytest.raises(error, match=message):
             call()
+
+
+# The wrapper form ----------------------------------------------------------------------------------------------------
+
+
+def test_the_wrapper_computes_what_the_function_does():
+    mg.manual_seed(3)
+    wrapped = mg.nn.SpectralNorm(mg.nn.Linear(6, 4, **F64), n_power_iterations=2, gradient="detached", factor=0.5)
+    mg.manual_seed(3)
+    plain = spectral_norm(mg.nn.Linear(6, 4, **F64), n_power_iterations=2, gradient="detached", factor=0.5)
+    x, g = mg.randn(3, 6, **F64), mg.randn(3, 4, **F64)
+    for module in (wrapped, plain):
+        module(x).backward(g)
+    assert {key.removeprefix("layer."): value.tolist() for key, value in wrapped.state_dict().items()} == {
+        key: value.tolist() for key, value in plain.state_dict().items()
+    }
+    ours, theirs = parts(wrapped.layer)[0], parts(plain)[0]
+    assert np.array_equal(ours.grad.numpy(), theirs.grad.numpy())
+    assert np.array_equal(wrapped.eval()(x).detach().numpy(), plain.eval()(x).detach().numpy())
+
+
+def test_the_wrapper_has_the_names_and_errors_of_the_function():
+    wrapped = mg.nn.SpectralNorm(mg.nn.Conv2d(2, 3, 3))
+    prefix = "layer.parametrizations.weight."
+    assert set(wrapped.state_dict()) == {"layer.bias", *(prefix + name for name in ("original", "0._u", "0._v"))}
+    with pytest.raises(RuntimeError, match="'weight' of Conv2d is parametrized already"):
+        mg.nn.SpectralNorm(wrapped.layer)
+    with pytest.raises(ValueError, match="n_power_iterations of at least 1; got 0"):
+        mg.nn.SpectralNorm(mg.nn.Linear(2, 2), n_power_iterations=0)

@@ -41,3 +41,4 @@ from minigrad.nn.norm import BatchNorm1d as BatchNorm1d, BatchNorm2d as BatchNor
 from minigrad.nn.parameter import Parameter as Parameter, UninitializedParameter as UninitializedParameter
 from minigrad.nn.pooling import AvgPool2d as AvgPool2d, MaxPool2d as MaxPool2d, Upsample as Upsample
 from minigrad.nn.recurrent import GRUCell as GRUCell, LSTMCell as LSTMCell, RNNCell as RNNCell
+from minigrad.nn.spectral import SpectralNorm as SpectralNorm
