@@ -1,4 +1,7 @@
-"""Initializations: each fills a tensor in place, from the library's generator or the one given, and returns it."""
+"""Initializations: each fills a tensor in place, from the library's generator or the one given, and returns it.
+
+Random ones are for floating dtypes, any other is a TypeError. Those with a fan raise the ValueError of `fans`.
+"""
 
 from __future__ import annotations
 
@@ -31,23 +34,44 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generato
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """N(mean, std²)."""
+    """N(mean, std²), each element by itself, in any shape.
+
+    >>> import minigrad as mg
+    >>> weight = mg.nn.init.normal_(mg.empty(10000), mean=3.0, std=0.5, generator=mg.Generator(0))
+    >>> print(f"{weight.mean().item():.1f} {weight.std().item():.1f}")
+    3.0 0.5
+    """
     draw = randn(*tensor.shape, dtype=tensor.dtype, device=tensor.device, generator=generator)
     return _fill(tensor, mean + std * draw)
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """`val` everywhere."""
+    """`val` everywhere, for any shape and dtype.
+
+    >>> import minigrad as mg
+    >>> mg.nn.init.constant_(mg.empty(2), 0.5)
+    tensor([0.5, 0.5])
+    """
     return _fill(tensor, full(tensor.shape, val, dtype=tensor.dtype, device=tensor.device))
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """0 everywhere."""
+    """0 everywhere, for any shape and dtype.
+
+    >>> import minigrad as mg
+    >>> mg.nn.init.zeros_(mg.empty(2))
+    tensor([0., 0.])
+    """
     return constant_(tensor, 0.0)
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """1 everywhere."""
+    """1 everywhere, for any shape and dtype.
+
+    >>> import minigrad as mg
+    >>> mg.nn.init.ones_(mg.empty(2))
+    tensor([1., 1.])
+    """
     return constant_(tensor, 1.0)
 
 
@@ -55,6 +79,10 @@ def fans(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of a weight (out, in, *kernel): how many inputs reach an output, and how many outputs an input.
 
     ValueError for fewer than two dimensions.
+
+    >>> import minigrad as mg
+    >>> mg.nn.init.fans(mg.nn.Conv2d(3, 8, (4, 5)).weight)
+    (60, 160)
     """
     if tensor.ndim < 2:
         raise ValueError(f"init: expected a weight with at least 2 dimensions; got shape {tensor.shape}")
@@ -85,20 +113,33 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """Uniform on ±gain √(6 / (fan_in + fan_out)). Glorot, Bengio, AISTATS 2010."""
+    """Uniform on ±gain √(6 / (fan_in + fan_out)). Glorot, Bengio, AISTATS 2010.
+
+    >>> import minigrad as mg
+    >>> weight = mg.nn.init.xavier_uniform_(mg.empty(100, 50), generator=mg.Generator(0))
+    >>> print(f"{weight.abs().max().item():.2f}")  # √(6/150)
+    0.20
+    """
     bound = gain * math.sqrt(6 / sum(fans(tensor)))
     return uniform_(tensor, -bound, bound, generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
-    """N(0, gain² · 2 / (fan_in + fan_out)). Glorot, Bengio, AISTATS 2010."""
+    """N(0, gain² · 2 / (fan_in + fan_out)). Glorot, Bengio, AISTATS 2010.
+
+    >>> import minigrad as mg
+    >>> weight = mg.nn.init.xavier_normal_(mg.empty(150, 50), generator=mg.Generator(0))
+    >>> print(f"{weight.std().item():.2f}")  # √(2/200)
+    0.10
+    """
     return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(fans(tensor))), generator)
 
 
 def _kaiming_std(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"init: expected mode 'fan_in' or 'fan_out'; got {mode!r}")
-    return calculate_gain(nonlinearity, a) / math.sqrt(fans(tensor)[mode == "fan_out"])
+    fan = fans(tensor)[mode == "fan_out"]
+    return calculate_gain(nonlinearity, a) / math.sqrt(max(fan, 1))  # without inputs there is nothing to draw
 
 
 def kaiming_uniform_(
@@ -108,7 +149,15 @@ def kaiming_uniform_(
     nonlinearity: str = "leaky_relu",
     generator: Generator | None = None,
 ) -> Tensor:
-    """Uniform on ±√3 gain / √fan, `a` the slope of the leaky_relu that follows. He et al., arXiv 1502.01852."""
+    """Uniform on ±√3 gain / √fan, `a` the slope of the leaky_relu that follows. He et al., arXiv 1502.01852.
+
+    ValueError for a `mode` other than "fan_in" and "fan_out", or an unknown nonlinearity.
+
+    >>> import minigrad as mg
+    >>> weight = mg.nn.init.kaiming_uniform_(mg.empty(50, 150), generator=mg.Generator(0))
+    >>> print(f"{weight.abs().max().item():.2f}")  # √(6/150)
+    0.20
+    """
     bound = math.sqrt(3) * _kaiming_std(tensor, a, mode, nonlinearity)
     return uniform_(tensor, -bound, bound, generator)
 
@@ -120,7 +169,15 @@ def kaiming_normal_(
     nonlinearity: str = "leaky_relu",
     generator: Generator | None = None,
 ) -> Tensor:
-    """N(0, gain² / fan), `a` the slope of the leaky_relu that follows. He et al., arXiv 1502.01852."""
+    """N(0, gain² / fan), `a` the slope of the leaky_relu that follows. He et al., arXiv 1502.01852.
+
+    ValueError as in `kaiming_uniform_`.
+
+    >>> import minigrad as mg
+    >>> weight = mg.nn.init.kaiming_normal_(mg.empty(50, 200), nonlinearity="relu", generator=mg.Generator(0))
+    >>> print(f"{weight.std().item():.2f}")  # √(2/200)
+    0.10
+    """
     return normal_(tensor, 0.0, _kaiming_std(tensor, a, mode, nonlinearity), generator)
 
 

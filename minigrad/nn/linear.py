@@ -14,10 +14,11 @@ from minigrad.ops.matmul import linear
 
 
 def reset(weight: Tensor, bias: Tensor | None) -> None:
-    """torch's default for linear and convolutional layers: both uniform on ±1/√fan_in."""
+    """torch's default for linear and convolutional layers: both uniform on ±1/√fan_in; the bias 0 without inputs."""
     init.kaiming_uniform_(weight, a=math.sqrt(5))
     if bias is not None:
-        bound = 1 / math.sqrt(max(init.fans(weight)[0], 1))
+        fan_in, _ = init.fans(weight)
+        bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
         init.uniform_(bias, -bound, bound)
 
 
@@ -25,6 +26,7 @@ class Linear(Module):
     """y = x Wᵀ + b for x of shape (…, in_features); y is (…, out_features).
 
     `weight`: (out_features, in_features), `bias`: (out_features,); both uniform on ±1/√in_features.
+    With in_features=0 y is the bias, which starts at 0. ValueError: x of another extent; TypeError: of another dtype.
 
     >>> import minigrad as mg
     >>> layer = mg.nn.Linear(3, 2)
