@@ -73,7 +73,13 @@ class _ConvNd(Module):
 
 
 class Conv1d(_ConvNd):
-    """`functional.conv1d` of (N, in_channels, L); the rest as in `Conv2d`."""
+    """`functional.conv1d` of (N, in_channels, L) with trained filters: (N, out_channels, L′); the rest as in `Conv2d`.
+
+    >>> import minigrad as mg
+    >>> layer = mg.nn.Conv1d(3, 8, 5, padding=2)
+    >>> layer(mg.zeros(2, 3, 10)).shape, layer.weight.shape
+    ((2, 8, 10), (8, 3, 5))
+    """
 
     dims = 1
     op = staticmethod(ops.conv1d)
@@ -83,7 +89,9 @@ class Conv2d(_ConvNd):
     """`functional.conv2d` of (N, in_channels, H, W) with trained filters: (N, out_channels, H′, W′).
 
     `weight`: (out_channels, in_channels/groups, *kernel_size), `bias`: (out_channels,); both uniform on ±1/√fan_in with
-    fan_in = in_channels/groups · the kernel's area.
+    fan_in = in_channels/groups · the kernel's area. x may be one image, without N.
+
+    ValueError: numbers that do not fit together, here or with the shape of x. TypeError: x of another dtype.
 
     >>> import minigrad as mg
     >>> layer = mg.nn.Conv2d(3, 64, 4, stride=2, padding=1)
@@ -96,7 +104,13 @@ class Conv2d(_ConvNd):
 
 
 class Conv3d(_ConvNd):
-    """`functional.conv3d` of (N, in_channels, D, H, W); the rest as in `Conv2d`."""
+    """`functional.conv3d` of (N, in_channels, D, H, W): (N, out_channels, D′, H′, W′); the rest as in `Conv2d`.
+
+    >>> import minigrad as mg
+    >>> layer = mg.nn.Conv3d(1, 4, (1, 3, 3))
+    >>> layer(mg.zeros(2, 1, 5, 6, 6)).shape, layer.weight.shape
+    ((2, 4, 5, 4, 4), (4, 1, 1, 3, 3))
+    """
 
     dims = 3
     op = staticmethod(ops.conv3d)
@@ -141,7 +155,13 @@ class _ConvTransposeNd(_ConvNd):
 
 
 class ConvTranspose1d(_ConvTransposeNd):
-    """`functional.conv_transpose1d` of (N, in_channels, L); the rest as in `ConvTranspose2d`."""
+    """`functional.conv_transpose1d` of (N, in_channels, L): (N, out_channels, L′); the rest as in `ConvTranspose2d`.
+
+    >>> import minigrad as mg
+    >>> layer = mg.nn.ConvTranspose1d(3, 8, 4, stride=2, padding=1)
+    >>> layer(mg.zeros(2, 3, 10)).shape, layer.weight.shape
+    ((2, 8, 20), (3, 8, 4))
+    """
 
     dims = 1
     op = staticmethod(ops.conv_transpose1d)
@@ -151,7 +171,7 @@ class ConvTranspose2d(_ConvTransposeNd):
     """`functional.conv_transpose2d` of (N, in_channels, H, W) with trained filters: (N, out_channels, H′, W′).
 
     `weight`: (in_channels, out_channels/groups, *kernel_size), `bias`: (out_channels,); both uniform on ±1/√fan_in with
-    fan_in = out_channels/groups · the kernel's area.
+    fan_in = out_channels/groups · the kernel's area. x may be one image, without N. Errors as in `Conv2d`.
 
     >>> import minigrad as mg
     >>> mg.nn.ConvTranspose2d(512, 256, 4, stride=2, padding=1)(mg.zeros(1, 512, 4, 4)).shape
@@ -163,7 +183,14 @@ class ConvTranspose2d(_ConvTransposeNd):
 
 
 class ConvTranspose3d(_ConvTransposeNd):
-    """`functional.conv_transpose3d` of (N, in_channels, D, H, W); the rest as in `ConvTranspose2d`."""
+    """`functional.conv_transpose3d` of (N, in_channels, D, H, W): (N, out_channels, D′, H′, W′).
+
+    The rest as in `ConvTranspose2d`.
+
+    >>> import minigrad as mg
+    >>> mg.nn.ConvTranspose3d(2, 4, 2, stride=2)(mg.zeros(1, 2, 3, 4, 5)).shape
+    (1, 4, 6, 8, 10)
+    """
 
     dims = 3
     op = staticmethod(ops.conv_transpose3d)

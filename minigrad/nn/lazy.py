@@ -119,13 +119,21 @@ class _LazyConv(_Lazy, _ConvNd):
 
 
 class LazyConv1d(_LazyConv, Conv1d):
-    """A `Conv1d` whose `in_channels` is that of its first batch."""
+    """A `Conv1d` whose `in_channels` is that of its first batch; errors as in `LazyConv2d`.
+
+    >>> import minigrad as mg
+    >>> layer = mg.nn.LazyConv1d(8, 3)
+    >>> layer(mg.zeros(2, 5, 10)).shape, layer
+    ((2, 8, 8), Conv1d(5, 8, kernel_size=(3,), stride=(1,)))
+    """
 
     becomes = Conv1d
 
 
 class LazyConv2d(_LazyConv, Conv2d):
     """A `Conv2d` whose `in_channels` is that of its first batch.
+
+    ValueError: a batch of another number of dimensions, or of channels that `groups` does not divide.
 
     >>> import minigrad as mg
     >>> mg.nn.LazyConv2d(8, 3, padding=1)(mg.zeros(1, 3, 4, 4)).shape
@@ -136,6 +144,12 @@ class LazyConv2d(_LazyConv, Conv2d):
 
 
 class LazyConv3d(_LazyConv, Conv3d):
-    """A `Conv3d` whose `in_channels` is that of its first batch."""
+    """A `Conv3d` whose `in_channels` is that of its first batch; errors as in `LazyConv2d`.
+
+    >>> import minigrad as mg
+    >>> layer = mg.nn.LazyConv3d(4, 2, bias=False)
+    >>> layer(mg.zeros(1, 3, 4, 4, 4)).shape, layer.in_channels
+    ((1, 4, 3, 3, 3), 3)
+    """
 
     becomes = Conv3d

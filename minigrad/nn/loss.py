@@ -148,6 +148,8 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
 
 
 class _Loss(Module):
+    """A loss with a `reduction` "mean", "sum" or "none"; shapes, dtypes and errors are those of the function."""
+
     def __init__(self, reduction: str = "mean"):
         super().__init__()
         self.reduction = reduction
@@ -157,28 +159,48 @@ class _Loss(Module):
 
 
 class MSELoss(_Loss):
-    """`functional.mse_loss` as a layer."""
+    """`functional.mse_loss` as a layer: (input − target)², averaged, summed, or one by one.
+
+    >>> import minigrad as mg
+    >>> mg.nn.MSELoss(reduction="sum")(mg.tensor([1.0, 2.0]), mg.tensor([0.0, 0.0]))
+    tensor(5.)
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return mse_loss(input, target, self.reduction)
 
 
 class L1Loss(_Loss):
-    """`functional.l1_loss` as a layer."""
+    """`functional.l1_loss` as a layer: |input − target|, averaged, summed, or one by one.
+
+    >>> import minigrad as mg
+    >>> mg.nn.L1Loss()(mg.tensor([1.0, 2.0]), mg.tensor([0.0, 0.0]))
+    tensor(1.5)
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return l1_loss(input, target, self.reduction)
 
 
 class BCEWithLogitsLoss(_Loss):
-    """`functional.binary_cross_entropy_with_logits` as a layer."""
+    """`functional.binary_cross_entropy_with_logits` as a layer: −y log σ(x) − (1 − y) log(1 − σ(x)) of logits x.
+
+    >>> import minigrad as mg
+    >>> mg.nn.BCEWithLogitsLoss()(mg.tensor([0.0, 50.0]), mg.tensor([1.0, 1.0]))
+    tensor(0.3466)
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(input, target, self.reduction)
 
 
 class CrossEntropyLoss(_Loss):
-    """`functional.cross_entropy` as a layer."""
+    """`functional.cross_entropy` as a layer: −log softmax(input)[target] of logits (N, C, …) and int64 classes (N, …).
+
+    >>> import minigrad as mg
+    >>> mg.nn.CrossEntropyLoss()(mg.zeros(3, 4), mg.tensor([0, 1, 3]))  # log 4
+    tensor(1.3863)
+    """
 
     def __init__(self, *, reduction: str = "mean", label_smoothing: float = 0.0):
         super().__init__(reduction)

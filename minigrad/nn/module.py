@@ -269,10 +269,7 @@ class Module:
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of all parameters, or fill them with zeros."""
         for parameter in self.parameters():
-            if set_to_none or parameter.grad is None:
-                parameter.grad = None
-            else:
-                parameter.grad = parameter.grad.detach().zero_()
+            parameter.grad = None if set_to_none or parameter.grad is None else parameter.grad.detach().zero_()
 
     def to(self, *target: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move the tree to a device, its floating tensors to a dtype: `to("cuda")`, `to(mg.float64)`, or both.
@@ -280,21 +277,15 @@ class Module:
         The Parameters stay the same objects, so that an optimizer made before still holds them.
         """
         for value in target:
-            if isinstance(value, str):
-                device = value
-            else:
-                dtype = value
+            device, dtype = (value, dtype) if isinstance(value, str) else (device, value)
         if dtype is not None and _dtypes.check(dtype, "Module.to").kind != "f":
             raise TypeError(f"Module.to: expected a floating dtype; got {np.dtype(dtype)}")
-        tensors: dict[int, Tensor] = {}
-        for tensor in [*self.parameters(), *self.buffers()]:
-            tensors |= {id(t): t for t in (tensor, tensor.grad) if t is not None}
-        for tensor in tensors.values():
-            kind = dtype if tensor.dtype.kind == "f" else None
-            moved = Tensor(tensor.data, tensor.device).to(dtype=kind, device=device)
-            if moved.data is not tensor.data:
-                tensor.data, tensor.device = moved.data, moved.device
-                tensor.version[0] += 1
+        held = [t for tensor in (*self.parameters(), *self.buffers()) for t in (tensor, tensor.grad) if t is not None]
+        for t in {id(t): t for t in held}.values():
+            moved = Tensor(t.data, t.device).to(dtype=dtype if t.dtype.kind == "f" else None, device=device)
+            if moved.data is not t.data:
+                t.data, t.device = moved.data, moved.device
+                t.version[0] += 1
         return self
 
     # State -----------------------------------------------------------------------------------------------------------
@@ -410,6 +401,15 @@ class Parametrization(Module):
     """A rule that computes a module's parameter from another one, `original`, which it owns.
 
     A subclass says how in `begin`, for a forward call of the owning module, and in `read`, for everything else.
+
+    >>> import minigrad as mg
+    >>> class Positive(mg.nn.Parametrization):
+    ...     def read(self):
+    ...         return self.original.exp()
+    >>> layer = mg.nn.Linear(2, 2)
+    >>> layer.parametrize("weight", Positive(layer.weight))
+    >>> layer.weight.min().item() > 0
+    True
     """
 
     original: Parameter

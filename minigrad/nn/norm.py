@@ -130,6 +130,8 @@ class BatchNorm1d(_BatchNorm):
     Buffers `running_mean`, `running_var` (C,) and `num_batches_tracked` unless `track_running_stats=False`; then batch
     statistics serve in evaluation too. `momentum=None` averages over all batches.
 
+    ValueError: a batch of another shape, or one value per channel in training.
+
     >>> import minigrad as mg
     >>> norm = mg.nn.BatchNorm1d(3)
     >>> norm(mg.randn(8, 3)).shape, norm.num_batches_tracked.item()
@@ -140,6 +142,12 @@ class BatchNorm1d(_BatchNorm):
 
 
 class BatchNorm2d(_BatchNorm):
-    """`functional.batch_norm` of (N, C, H, W); the rest as in `BatchNorm1d`."""
+    """`functional.batch_norm` of (N, C, H, W); the rest as in `BatchNorm1d`.
+
+    >>> import minigrad as mg
+    >>> norm = mg.nn.BatchNorm2d(1, eps=0.0)
+    >>> norm(mg.tensor([[[[1.0, 3.0]]]])).tolist(), norm.running_mean
+    ([[[[-1.0, 1.0]]]], tensor([0.2]))
+    """
 
     ranks: ClassVar = {4: "(N, C, H, W)"}

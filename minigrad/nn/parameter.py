@@ -30,7 +30,14 @@ class Parameter(Tensor):
 class UninitializedParameter(Parameter):
     """The place of a lazy layer's parameter: `materialize(shape)` turns this same object into a Parameter.
 
-    It has a dtype and a device, which `Module.to` may change, and no shape and no values yet.
+    It has a dtype and a device, which `Module.to` may change, and no shape and no values yet: asking for them is a
+    RuntimeError.
+
+    >>> import minigrad as mg
+    >>> weight = mg.nn.UninitializedParameter(mg.float64)
+    >>> weight.materialize((2, 3))
+    >>> type(weight).__name__, weight.shape
+    ('Parameter', (2, 3))
     """
 
     __slots__ = ()

@@ -105,7 +105,15 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam whose weight decay is θ ← (1 − lr · weight_decay) θ before a step. Loshchilov, Hutter, arXiv 1711.05101."""
+    """Adam whose weight decay is θ ← (1 − lr · weight_decay) θ before a step. Loshchilov, Hutter, arXiv 1711.05101.
+
+    >>> import minigrad as mg
+    >>> w = mg.tensor([1.0], requires_grad=True)
+    >>> w.grad = mg.zeros(1)
+    >>> mg.optim.AdamW([w], lr=0.5, weight_decay=0.5).step()
+    >>> w
+    tensor([0.75], requires_grad=True)
+    """
 
     _decoupled = True
 

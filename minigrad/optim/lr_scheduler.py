@@ -17,7 +17,17 @@ from minigrad.optim.optimizer import Optimizer
 class LRScheduler:
     """Sets `lr` in every group of the optimizer, at once for epoch 0 and then at each `step()`, once an epoch.
 
-    A subclass states `rate(base, epoch, group)`, for a group's first rate `base` and its number.
+    A subclass states `rate(base, epoch, group)`, for a group's first rate `base` and its number. `last_epoch` is the
+    epoch before the first one, for a schedule that goes on.
+
+    >>> import minigrad as mg
+    >>> class Harmonic(mg.optim.lr_scheduler.LRScheduler):
+    ...     def rate(self, base, epoch, group):
+    ...         return base / (1 + epoch)
+    >>> schedule = Harmonic(mg.optim.SGD([mg.zeros(1, requires_grad=True)], lr=1.0))
+    >>> schedule.step()
+    >>> schedule.get_last_lr()
+    [0.5]
     """
 
     def __init__(self, optimizer: Optimizer, last_epoch: int = -1):
@@ -73,7 +83,14 @@ class StepLR(LRScheduler):
 
 
 class MultiStepLR(LRScheduler):
-    """lr₀ · gamma^(number of milestones reached)."""
+    """lr₀ · gamma^(number of milestones, in epochs, reached).
+
+    >>> import minigrad as mg
+    >>> optimizer = mg.optim.SGD([mg.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = mg.optim.lr_scheduler.MultiStepLR(optimizer, milestones=[2, 3], gamma=0.5)
+    >>> [schedule.rate(1.0, epoch, group=0) for epoch in range(5)]
+    [1.0, 1.0, 0.5, 0.25, 0.25]
+    """
 
     def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1):
         self.milestones = sorted(milestones)
@@ -85,7 +102,14 @@ class MultiStepLR(LRScheduler):
 
 
 class ExponentialLR(LRScheduler):
-    """lr₀ · gamma^epoch."""
+    """lr₀ · gamma^epoch.
+
+    >>> import minigrad as mg
+    >>> optimizer = mg.optim.SGD([mg.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = mg.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5)
+    >>> [schedule.rate(1.0, epoch, group=0) for epoch in range(4)]
+    [1.0, 0.5, 0.25, 0.125]
+    """
 
     def __init__(self, optimizer: Optimizer, gamma: float, last_epoch: int = -1):
         self.gamma = gamma
@@ -96,7 +120,16 @@ class ExponentialLR(LRScheduler):
 
 
 class CosineAnnealingLR(LRScheduler):
-    """From lr₀ to eta_min over T_max epochs, by half a cosine, and back. Loshchilov, Hutter, arXiv 1608.03983."""
+    """eta_min + (lr₀ − eta_min)(1 + cos(π epoch / T_max)) / 2: down over T_max epochs, by half a cosine, and back.
+
+    Loshchilov, Hutter, arXiv 1608.03983.
+
+    >>> import minigrad as mg
+    >>> optimizer = mg.optim.SGD([mg.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = mg.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    >>> [round(schedule.rate(1.0, epoch, group=0), 3) for epoch in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
 
     def __init__(self, optimizer: Optimizer, T_max: int, eta_min: float = 0.0, last_epoch: int = -1):
         self.T_max = T_max
@@ -108,7 +141,14 @@ class CosineAnnealingLR(LRScheduler):
 
 
 class LambdaLR(LRScheduler):
-    """lr₀ · lr_lambda(epoch), with one function for all groups or one for each."""
+    """lr₀ · lr_lambda(epoch), with one function for all groups or one for each; ValueError for another number of them.
+
+    >>> import minigrad as mg
+    >>> optimizer = mg.optim.SGD([mg.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = mg.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / 2**epoch)
+    >>> [schedule.rate(1.0, epoch, group=0) for epoch in range(3)]
+    [1.0, 0.5, 0.25]
+    """
 
     def __init__(
         self,
@@ -130,6 +170,12 @@ class LinearLR(LRScheduler):
     """lr₀ times a factor that goes from start_factor to end_factor in total_iters epochs and stays there.
 
     With end_factor=0 it is the linear decay of GAN training.
+
+    >>> import minigrad as mg
+    >>> optimizer = mg.optim.SGD([mg.zeros(1, requires_grad=True)], lr=1.0)
+    >>> schedule = mg.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=4)
+    >>> [schedule.rate(1.0, epoch, group=0) for epoch in range(6)]
+    [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     """
 
     def __init__(

@@ -20,6 +20,12 @@ class Optimizer:
     `params`: tensors, or dicts with "params" and options that depart from the defaults. A step skips parameters whose
     gradient is None. ValueError: no parameters, one twice, one that is no leaf, an option out of range; TypeError: a
     parameter that holds float16, in which small updates would be lost, or no floats.
+
+    >>> import minigrad as mg
+    >>> body, head = mg.nn.Linear(2, 2), mg.nn.Linear(2, 1)
+    >>> optimizer = mg.optim.SGD([{"params": body.parameters(), "lr": 0.01}, {"params": head.parameters()}], lr=0.1)
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [0.01, 0.1]
     """
 
     param_groups: list[Group]

@@ -263,6 +263,12 @@ def remove_spectral_norm(module: Module, name: str = "weight", restore_original:
     the raw W in it. It is the same Parameter object as before, so an optimizer goes on with it.
 
     ValueError: `name` is not spectrally normalized.
+
+    >>> import minigrad as mg
+    >>> layer = mg.nn.utils.spectral_norm(mg.nn.Linear(3, 2)).eval()
+    >>> before = layer(mg.ones(3)).tolist()
+    >>> mg.nn.utils.remove_spectral_norm(layer)(mg.ones(3)).tolist() == before, sorted(layer.state_dict())
+    (True, ['bias', 'weight'])
     """
     there = {key: p for key, p in module._parametrized().items() if isinstance(p, SpectralParametrization)}
     if name not in there:
