@@ -1,4 +1,5 @@
 """What the project is for: power iteration, spectra, and `minigrad.spectral.study` of the gradient conventions."""
 
 from minigrad.ops.spectral import power_iteration as power_iteration
+from minigrad.spectral.emulation import emulate as emulate
 from minigrad.spectral.linalg import singular_values as singular_values
