@@ -75,7 +75,7 @@ LIBRARIES = {
     "haiku": Library("dm-haiku 0.0.17, jax 0.10.2", "vu", "sqrt", 1e-4, "last", "fixed_uv", "sweep"),
     "equinox": Library("equinox 0.13.8, jax 0.10.2", "uv", "clamp", 1e-12, "0", "fixed_uv", "stored"),
     "biggan": Library("BigGAN-PyTorch 9845943, torch 2.13.0", "vu", "clamp", 1e-12, "0", "fixed_uv", "sweep1"),
-    # Its ε on σ too, W/(σ + ε), is left out. The square is as reported of it; its source at e5efcb9 has outputs × inputs.
+    # Its ε on σ too, W/(σ + ε), is left out. The square is as reported; the source at e5efcb9 has outputs × inputs.
     "aidotnet": Library(
         "AiDotNet", "vu", "add", 1e-12, "square", "straight_through", "sweep", keeps="always", ran=False
     ),
