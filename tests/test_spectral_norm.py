@@ -5,11 +5,10 @@ import warnings
 import numpy as np
 import pytest
 from naive_spectral import sweeps
+from normalized_layers import F64, layer, parts, same, snapshot
 
 import minigrad as mg
 from minigrad.nn.utils import remove_spectral_norm, spectral_norm
-
-F64 = {"dtype": mg.float64}
 
 LAYERS = {
     "Linear": (lambda nn, **k: nn.Linear(6, 4, **k), (3, 6)),
@@ -21,25 +20,6 @@ LAYERS = {
     "ConvTranspose3d": (lambda nn, **k: nn.ConvTranspose3d(2, 3, 2, **k), (1, 2, 3, 2, 3)),
     "Embedding": (lambda nn, **k: nn.Embedding(7, 4, **k), None),
 }
-
-
-def parts(module, name="weight"):
-    """The raw weight, u and v."""
-    made = getattr(module.parametrizations, name)
-    return made.original, made.state._u, made.state._v
-
-
-def snapshot(module):
-    return {key: value.numpy().copy() for key, value in module.state_dict().items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
-
-
-def layer(seed=0, m=4, n=6, **options):
-    mg.manual_seed(seed)
-    return spectral_norm(mg.nn.Linear(n, m, **F64), **{"n_init_iterations": 1, **options})
 
 
 # Against torch -------------------------------------------------------------------------------------------------------

@@ -8,32 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from naive_spectral import sweeps
+from normalized_layers import F64, layer, parts, same, snapshot
 
 import minigrad as mg
 from minigrad.nn.utils import remove_spectral_norm, spectral_norm
 from minigrad.ops.conventions import CONVENTIONS, apply
-
-F64 = {"dtype": mg.float64}
-
-
-def parts(module, name="weight"):
-    """The raw weight, u and v."""
-    made = getattr(module.parametrizations, name)
-    return made.original, made.state._u, made.state._v
-
-
-def snapshot(module):
-    return {key: value.numpy().copy() for key, value in module.state_dict().items()}
-
-
-def same(one, other):
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
-
-
-def layer(seed=0, m=4, n=6, **options):
-    mg.manual_seed(seed)
-    return spectral_norm(mg.nn.Linear(n, m, **F64), **{"n_init_iterations": 1, **options})
-
 
 # Steps ---------------------------------------------------------------------------------------------------------------
 
