@@ -289,6 +289,7 @@ def test_a_real_sigint_ends_in_a_report(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "minigrad", "study", "--steps", "100000", "--out", str(tmp_path / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     while not (tmp_path / "out").exists() and process.poll() is None:
         time.sleep(0.05)

@@ -49,7 +49,7 @@ class Settings:
     @property
     def through_directions(self) -> int:
         """Random directions per layer through the network."""
-        return 4 if self.quick else 64 if self.model == "mlp" else 16
+        return 4 if self.quick else 64
 
     @property
     def reference(self) -> str:
