@@ -19,7 +19,7 @@ import minigrad as mg
 from minigrad._cases import Case, layers
 from minigrad._comparisons import Comparison, Function, GradcheckError, comparisons, second_order
 from minigrad.ops.conventions import CONVENTIONS, apply
-from minigrad.spectral.study.oracles import ORACLES, Array, Oracle, sweep, unit
+from minigrad.spectral.oracles import ORACLES, Array, Oracle, sweep, unit
 
 ENTRYWISE = 16  # larger inputs of a layer are checked along random directions
 SWEEPS = 2  # of the live oracle, from vectors that have made one

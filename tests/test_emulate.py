@@ -11,7 +11,7 @@ import minigrad as mg
 from minigrad._differences import derivative
 from minigrad.ops.conventions import CONVENTIONS
 from minigrad.spectral.emulation import LIBRARIES
-from minigrad.spectral.study.oracles import ORACLES
+from minigrad.spectral.oracles import ORACLES
 
 GOLDEN = Path(__file__).parent / "golden"
 RAN = [name for name, library in LIBRARIES.items() if library.ran]

@@ -21,8 +21,8 @@ pytest.importorskip("sklearn")
 from minigrad._differences import derivative
 from minigrad._errors import UsageError
 from minigrad.ops import conventions
+from minigrad.spectral.oracles import ORACLES, sweep, unit
 from minigrad.spectral.study import command, comparison, convergence, data, opening, output, report, verdict
-from minigrad.spectral.study.oracles import ORACLES, sweep, unit
 from minigrad.spectral.study.report import scientific
 from minigrad.spectral.study.statistics import holm, interval, quantile, within
 

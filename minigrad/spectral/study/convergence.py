@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.spectral.oracles import ORACLES, sweep as one_sweep, unit
+from minigrad.spectral.residuals import first_step
 from minigrad.spectral.study.opening import Layer, analytic
-from minigrad.spectral.study.oracles import ORACLES, sweep as one_sweep, unit
-from minigrad.spectral.study.residuals import first_step
 
 #: Sweeps followed at least, and at most: with a gap near 1, or a start nearly orthogonal to u₁, there is no end.
 SHORTEST, LONGEST = 8, 600

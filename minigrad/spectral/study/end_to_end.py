@@ -16,9 +16,9 @@ import numpy as np
 
 import minigrad as mg
 from minigrad.nn.utils import spectral_norm
+from minigrad.spectral.oracles import ORACLES, Array, sweep
+from minigrad.spectral.residuals import Residual, compare, differentiate, directions, first_step
 from minigrad.spectral.study.opening import Layer, cold, fill, host, loss
-from minigrad.spectral.study.oracles import ORACLES, Array, sweep
-from minigrad.spectral.study.residuals import Residual, compare, differentiate, directions, first_step
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 
 import minigrad as mg
 from minigrad.ops import conventions as ways
-from minigrad.spectral.study.oracles import ORACLES, Array, sweep, unit
-from minigrad.spectral.study.residuals import (
+from minigrad.spectral.oracles import ORACLES, Array, sweep, unit
+from minigrad.spectral.residuals import (
     Directions,
     Numeric,
     Residual,

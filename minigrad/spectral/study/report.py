@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from minigrad.ops.conventions import CONVENTIONS
+from minigrad.spectral.oracles import ORACLES
+from minigrad.spectral.residuals import FACTOR, FLOOR, Residual
 from minigrad.spectral.study import figures
 from minigrad.spectral.study._extras import require
 from minigrad.spectral.study.comparison import MEASURES
 from minigrad.spectral.study.opening import STATES
-from minigrad.spectral.study.oracles import ORACLES
-from minigrad.spectral.study.residuals import FACTOR, FLOOR, Residual
 from minigrad.spectral.study.study import Results
 from minigrad.spectral.study.verdict import Verdict, must_meet
 

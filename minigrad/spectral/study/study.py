@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import minigrad as mg
+from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.study import models
 from minigrad.spectral.study.comparison import Paired, Record, differences, run
 from minigrad.spectral.study.convergence import DEEP, Falling, StepCurve, falling, step_curve
@@ -16,7 +17,6 @@ from minigrad.spectral.study.data import Dataset
 from minigrad.spectral.study.end_to_end import Around, Through, through
 from minigrad.spectral.study.graph import draw
 from minigrad.spectral.study.opening import Layer, Opened, measure, open_layers
-from minigrad.spectral.study.oracles import ORACLES
 from minigrad.spectral.study.settings import Settings, chosen_layers
 from minigrad.spectral.study.training import evaluate, train
 from minigrad.spectral.study.verdict import Verdict, judge

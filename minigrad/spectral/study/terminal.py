@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.study._extras import require
 from minigrad.spectral.study.comparison import MEASURES
-from minigrad.spectral.study.oracles import ORACLES
 from minigrad.spectral.study.study import Results
 
 #: A table never asks for more columns than this.

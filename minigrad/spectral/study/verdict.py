@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minigrad.ops.conventions import CONVENTIONS
+from minigrad.spectral.oracles import ORACLES
+from minigrad.spectral.residuals import FLOOR, Residual
 from minigrad.spectral.study.opening import STATES, Opened
-from minigrad.spectral.study.oracles import ORACLES
-from minigrad.spectral.study.residuals import FLOOR, Residual
 
 #: Two oracles whose derivatives differ by less than this (over the scale) cannot be told apart by a residual.
 APART = 1e3 * FLOOR

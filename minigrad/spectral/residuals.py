@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigrad._differences import Difference, derivative
-from minigrad.spectral.study.oracles import Array
+from minigrad.spectral.oracles import Array
 
 #: A convention meets an oracle if along every direction |analytic − numeric| ≤ max(FLOOR · scale, FACTOR · estimate),
 #: where scale = ‖G‖/σ is the size a gradient has, the directions are of unit norm, and the estimate is that of the
