@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import hypothesis
+import numba
 import pytest
 
 import minigrad as mg
@@ -19,6 +21,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if numba.config.ENABLE_CUDASIM:
+        importlib.import_module("cuda_simulator").install()
     if config.getoption("--device") == "cuda" and not mg.cuda.is_available():
         raise pytest.UsageError("--device cuda: no CUDA device can be used here. Run without it, or with --device cpu.")
 

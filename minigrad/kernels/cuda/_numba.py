@@ -1,0 +1,55 @@
+"""numba.cuda, imported here and nowhere else; and what is missing where it cannot be used.
+
+Nothing is compiled at import and no driver is touched, so that kernels can be read, and compiled to PTX, without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+if not hasattr(np, "row_stack"):  # numba-cuda 0.30 overloads it when it first compiles; NumPy 2.5 has dropped it
+    np.row_stack = np.vstack  # type: ignore[attr-defined]
+
+import numba
+from numba import cuda, types
+
+_INSTALL = 'pip install "numba-cuda[cu13]==0.30.*"'
+
+#: Kernels run as Python on the CPU, by Numba's simulator (NUMBA_ENABLE_CUDASIM=1): for tests.
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+
+if not SIMULATED and getattr(cuda, "implementation", "Built-in") == "Built-in":
+    raise ImportError(f"the package numba-cuda is not installed, and Numba's built-in target is unfit. {_INSTALL}")
+
+with contextlib.suppress(ImportError):  # absent from the built-in simulator, which gives no such warnings
+    from numba.cuda.core import config
+
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays make small grids
+
+
+def problem() -> str | None:
+    """What keeps kernels from being launched here, and the way out; None if nothing does."""
+    if SIMULATED:
+        return None
+    try:
+        count = len(cuda.gpus)
+    except ImportError as error:  # CudaSupportError is one: no driver, an old one, or none of its bindings
+        reason = " ".join(str(error).split())
+        if "NO_DEVICE" not in reason:
+            return (
+                f"the driver cannot be used ({reason}). Check it with nvidia-smi; install one with "
+                f"sudo apt-get install nvidia-open, or see nvidia.com/drivers. If only Python's bindings are missing: {_INSTALL}"
+            )
+        count = 0
+    if not count:
+        return "the driver finds no GPU. Check with nvidia-smi -L, and that CUDA_VISIBLE_DEVICES does not hide it: unset it"
+    return None
+
+
+def type_of(dtype: Any, array: bool) -> Any:
+    """Numba's type of a scalar of this dtype, or of a one-dimensional contiguous array of them."""
+    scalar = numba.from_dtype(np.dtype(dtype))
+    return types.Array(scalar, 1, "C") if array else scalar
