@@ -24,9 +24,7 @@ from numba.np.numpy_support import as_dtype
 # Mathematics as a GPU does it ----------------------------------------------------------------------------------------
 
 _SLOW = {name: np.vectorize(getattr(math, name), otypes=[float]) for name in ("erf", "erfc", "lgamma", "gamma")}
-_UFUNCS = (
-    "exp log log1p expm1 sqrt sin cos tan tanh sinh cosh floor ceil copysign ldexp frexp isnan isinf isfinite".split()
-)
+_UFUNCS = "exp log log1p expm1 sqrt sin cos tan tanh floor ceil copysign ldexp frexp isnan isinf isfinite"
 
 
 def _in_dtype_of_x(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +41,7 @@ class _Mathematics(types.SimpleNamespace):
 
 
 MATH = _Mathematics(
-    **{name: _in_dtype_of_x(getattr(np, name)) for name in _UFUNCS},
+    **{name: _in_dtype_of_x(getattr(np, name)) for name in _UFUNCS.split()},
     **{name: _in_dtype_of_x(function) for name, function in _SLOW.items()},
     pow=np.power, fabs=np.abs, fma=lambda x, y, z: type(x)(float(x) * float(y) + float(z)),
     pi=math.pi, inf=math.inf, nan=math.nan,
@@ -153,7 +151,7 @@ def _syncthreads(self: Any) -> None:
             raise threading.BrokenBarrierError("another thread of the block has failed")
 
 
-# Warps: what a lane gives is written down, all meet, what others gave is read, all meet ---------------------------------
+# Warps: what a lane gives is written down, all meet, what others gave is read, all meet -------------------------------
 
 
 def _exchange(value: Any) -> tuple[int, list[Any]]:
@@ -184,7 +182,7 @@ def _vote(result: Callable[[list[Any]], Any]) -> Callable[..., Any]:
     return lambda self, mask, vote: result(_exchange(bool(vote))[1])
 
 
-# Arrays of a block and of a thread -------------------------------------------------------------------------------------
+# Arrays of a block and of a thread -----------------------------------------------------------------------------------
 
 _declaring = threading.Lock()
 

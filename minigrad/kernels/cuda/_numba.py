@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 if not hasattr(np, "row_stack"):  # numba-cuda 0.30 overloads it when it first compiles; NumPy 2.5 has dropped it
-    np.row_stack = np.vstack  # type: ignore[attr-defined]
+    np.row_stack = np.vstack  # noqa: NPY201
 
 import numba
-from numba import cuda, types
+from numba import cuda as cuda, types
 
 _INSTALL = 'pip install "numba-cuda[cu13]==0.30.*"'
 
@@ -35,18 +35,13 @@ def problem() -> str | None:
     if SIMULATED:
         return None
     try:
-        count = len(cuda.gpus)
-    except ImportError as error:  # CudaSupportError is one: no driver, an old one, or none of its bindings
+        found = len(cuda.gpus)
+    except ImportError as error:  # Numba's CudaSupportError is one
         reason = " ".join(str(error).split())
         if "NO_DEVICE" not in reason:
-            return (
-                f"the driver cannot be used ({reason}). Check it with nvidia-smi; install one with "
-                f"sudo apt-get install nvidia-open, or see nvidia.com/drivers. If only Python's bindings are missing: {_INSTALL}"
-            )
-        count = 0
-    if not count:
-        return "the driver finds no GPU. Check with nvidia-smi -L, and that CUDA_VISIBLE_DEVICES does not hide it: unset it"
-    return None
+            return f"the driver cannot be used. {reason} Install one: sudo apt-get install nvidia-open; then see nvidia-smi"
+        found = 0
+    return None if found else "the driver finds no GPU: see nvidia-smi -L, and unset CUDA_VISIBLE_DEVICES if that hides it"
 
 
 def type_of(dtype: Any, array: bool) -> Any:

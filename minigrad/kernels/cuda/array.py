@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import cuda
-from minigrad.kernels.cuda.launch import COMPUTED, NUMBERS, STORED, helper, kernel
+from minigrad.kernels.cuda.launch import COMPUTED, NUMBERS, STORED, Kernel, helper, kernel
 
 Shape = tuple[int, ...]
 Host = np.ndarray[Any, Any]
@@ -229,7 +228,7 @@ def full(shape: Shape, value: float, dtype: Any) -> Array:
 
 def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
     """start + i · step, computed in the dtype's own arithmetic on the host, as NumPy does it, and copied."""
-    return from_host(np.arange(start, stop, step, dtype))
+    return from_host(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
 
 
 def eye(n: int, m: int, dtype: Any) -> Array:
@@ -245,7 +244,7 @@ def _fill(size: Any, out: Any, layout: Any, value: Any) -> None:
         out[places(layout, i)[0]] = value
 
 
-def _conversion(source: str, targets: tuple[str, ...]) -> Callable[..., Any]:
+def _conversion(source: str, targets: tuple[str, ...]) -> Kernel:
     @kernel("u4 T[] S[] u4[]", name=source, S=(source,), T=targets)
     def convert(size: Any, out: Any, x: Any, layout: Any) -> None:
         for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):

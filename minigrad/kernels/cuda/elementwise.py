@@ -1,6 +1,6 @@
 """Elementwise kernels: one per formula, for arrays that broadcast in any layout, and for numbers.
 
-Numbers travel as arguments of the kernel. Float16 is storage: its kernels run in float32 and the result is rounded once.
+Numbers travel as arguments of the kernel. Float16 is storage: it is computed with in float32, and rounded once.
 """
 
 from __future__ import annotations
@@ -234,7 +234,8 @@ def _where(size: Any, out: Any, condition: Any, x: Any, y: Any, layout: Any, arr
 
 def where(*operands: Any) -> Array:
     condition, x, y = operands
-    arrays, number = _BOTH, 0
+    arrays: int = _BOTH
+    number: Any = 0
     if not isinstance(x, Array):
         x, arrays, number = y, _RIGHT, x
     elif not isinstance(y, Array):

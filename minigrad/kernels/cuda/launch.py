@@ -46,8 +46,7 @@ class Kernel:
     """
 
     def __init__(self, fn: Callable[..., Any], name: str, signature: str, dtypes: dict[str, tuple[str, ...]]):
-        functools.update_wrapper(self, fn)
-        self.fn, self.name = fn, name
+        self.fn, self.name, self.__doc__ = fn, name, fn.__doc__
         self._letters = {letter: tuple(map(np.dtype, choices)) for letter, choices in dtypes.items()}
         self._parameters = [(part.removesuffix("[]"), part.endswith("[]")) for part in signature.split()]
         if len(self._parameters) != fn.__code__.co_argcount:
