@@ -37,11 +37,11 @@ def problem() -> str | None:
     try:
         found = len(cuda.gpus)
     except ImportError as error:  # Numba's CudaSupportError is one
-        reason = " ".join(str(error).split())
-        if "NO_DEVICE" not in reason:
-            return f"the driver cannot be used. {reason} Install one: sudo apt-get install nvidia-open; then see nvidia-smi"
+        said = " ".join(str(error).split())
+        if "NO_DEVICE" not in said:
+            return f"the driver cannot be used. {said} See nvidia-smi, or install one: sudo apt-get install nvidia-open"
         found = 0
-    return None if found else "the driver finds no GPU: see nvidia-smi -L, and unset CUDA_VISIBLE_DEVICES if that hides it"
+    return None if found else "the driver finds no GPU. See nvidia-smi -L; if one is hidden: unset CUDA_VISIBLE_DEVICES"
 
 
 def type_of(dtype: Any, array: bool) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 
 from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import cuda
-from minigrad.kernels.cuda.launch import COMPUTED, NUMBERS, STORED, Kernel, helper, kernel
+from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
 
 Shape = tuple[int, ...]
 Host = np.ndarray[Any, Any]
@@ -347,7 +347,7 @@ def shares_memory(x: Array, y: Array) -> bool:
     return x.buffer is y.buffer
 
 
-@kernel("u4 u4[] T[] u4[]", T=("f4", "f8", "f2"))
+@kernel("u4 u4[] T[] u4[]", T=FLOATS)
 def _find_nan(size: Any, found: Any, x: Any, layout: Any) -> None:
     for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
         value = x[places(layout, i)[0]]
@@ -359,5 +359,6 @@ def has_nan(x: Array) -> bool:
     if x.dtype.kind != "f":
         return False
     found = from_host(np.zeros(1, np.uint32))
+    x = cast(x, np.float32) if x.dtype == np.float16 else x
     _find_nan.each(x.size, found, x, geometry_of(x.shape, x))
     return bool(to_host(found)[0])
