@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     {'x': tensor([1., 1.])}
     """
     open(path, "rb").close()  # an OSError of Python's own, which names the file
-    key, tensors = "", {}
+    tensors = {}
     try:
         with safe_open(path, framework="np") as file:
             for key in file.keys():  # noqa: SIM118 - the file itself cannot be iterated
@@ -81,7 +81,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Tensor]:
                 tensors[key] = from_numpy(file.get_tensor(key))
     except SafetensorError as error:
         raise ValueError(
-            f"load: {os.fspath(path)}: {f'{key!r}: ' if key else ''}expected a complete safetensors file: {error}. "
+            f"load: {os.fspath(path)}: expected a complete safetensors file: {error}. "
             f"Other formats, pickles (.pt) among them, are not read: write it with safetensors, or for np.load()"
         ) from None
     return tensors

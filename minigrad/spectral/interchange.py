@@ -53,7 +53,7 @@ def convert_state(state: Mapping[str, Any], source: str, model: Module) -> dict[
     as they are.
 
     ValueError: another `source`; keys that match nothing in the model, tensors of it that are missing, shapes that do
-    not fit, all of them by name.
+    not fit, all of them by name. TypeError: a dtype that is none of minigrad's.
 
     Source: torch/nn/utils/spectral_norm.py, python/paddle/nn/utils/spectral_norm_hook.py,
     chainer/link_hooks/spectral_normalization.py.
@@ -71,7 +71,7 @@ def convert_state(state: Mapping[str, Any], source: str, model: Module) -> dict[
     spelled: list[tuple[Tensor, str]] = []  # what the source calls a tensor, for the errors
     for key in state:
         name = key.strip("/").replace("/", ".") if source == "chainer" else key
-        found[name] = _tensor(state[key])
+        found[name] = _tensor(key, state)
         spelled.append((found[name], key))
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -99,12 +99,16 @@ def convert_state(state: Mapping[str, Any], source: str, model: Module) -> dict[
     return {name: found[name] for name in own}
 
 
-def _tensor(x: Any) -> Tensor:
+def _tensor(key: str, state: Mapping[str, Any]) -> Tensor:
     """A tensor as it is, anything else as a new one; integers as int64."""
-    if isinstance(x, Tensor):
-        return x.detach()
-    host = np.asarray(x)
-    return tensor(host, dtype=_dtypes.int64 if host.dtype.kind in "iu" else None)
+    try:
+        x = state[key]
+        if isinstance(x, Tensor):
+            return x.detach()
+        host = np.asarray(x)
+        return tensor(host, dtype=_dtypes.int64 if host.dtype.kind in "iu" else None)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"convert_state: {key!r}: {error}") from None
 
 
 def _same(x: Tensor) -> Tensor:
