@@ -189,6 +189,16 @@ def test_chainers_scale_multiplies_and_its_other_weight_names():
     np.testing.assert_allclose(model.kernel.detach().numpy(), given["gamma"] * given["kernel"] / sigma, rtol=1e-12)
 
 
+def test_a_chainer_links_own_gamma_is_not_taken_for_the_scale():
+    model = mg.nn.Module()
+    for name in ("weight", "gamma"):
+        model.register_parameter(name, mg.nn.Parameter(mg.zeros(3, 2, **F64)))
+    spectral_norm(model, order="vu")
+    given = arrays(W=(3, 2), W_u=3, gamma=(3, 2))
+    model.load_state_dict(mg.spectral.convert_state(given, "chainer", model))
+    np.testing.assert_array_equal(model.gamma.detach().numpy(), given["gamma"])
+
+
 @pytest.mark.parametrize("source", ["torch", "torch-old"])
 def test_torchs_names_and_arrays_or_tensors(source):
     model, twin = discriminator(), discriminator()
