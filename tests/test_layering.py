@@ -33,6 +33,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "_gradcheck",
     "nn",
     "optim",
+    "checkpoint",
     "spectral",
     "",  # minigrad itself: the public names
     "spectral.study _cases _info",

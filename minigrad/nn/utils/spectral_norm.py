@@ -154,11 +154,24 @@ class SpectralParametrization(Parametrization):
             self.state.register_buffer(name, clone(x))
 
     def _adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Read also the names `weight_orig`, `weight_u`, `weight_v` of PyTorch's older hook and of PaddlePaddle's."""
+        """Read also the names `weight_orig`, `weight_u`, `weight_v` of PyTorch's older hook and of PaddlePaddle's.
+
+        Its oldest files have no v, and the computed `weight` instead, which is passed over: v = Mᵀu/‖Mᵀu‖. That is the
+        v that the next step in the order "vu" begins with, whatever it was; until then σ is ‖Mᵀu‖ in evaluation. A 1-d
+        weight needs neither u nor v.
+        """
         owner, _, name = prefix.removesuffix(".").rpartition("parametrizations.")
-        for old, new in (("_orig", "original"), ("_u", "0._u"), ("_v", "0._v")):
-            if owner + name + old in state:
-                state[prefix + new] = state.pop(owner + name + old)
+        old = owner + name
+        if old + "_orig" not in state:
+            return
+        state[prefix + "original"] = state.pop(old + "_orig")
+        state.pop(old, None)
+        found = {letter: state.pop(f"{old}_{letter}") for letter in "uv" if f"{old}_{letter}" in state}
+        if self.original.ndim == 1:
+            return
+        if found.keys() == {"u"}:
+            found |= _right_vector(self, state[prefix + "original"], found["u"])
+        state.update({f"{prefix}0._{letter}": x for letter, x in found.items()})
 
 
 def spectral_norm(
@@ -345,3 +358,14 @@ def raw_weight(op: str, module: Module, name: str) -> tuple[Parameter, int]:
     if isinstance(there, SpectralParametrization):
         return there.original, there.map.dim if isinstance(there.map, MatrixMap) else _axis(module, None)
     return _parameter(op, module, "", name), _axis(module, None)
+
+
+def _right_vector(into: SpectralParametrization, weight: Tensor, u: Tensor) -> dict[str, Tensor]:
+    """Mᵀu/‖Mᵀu‖ of a state for `into`, as its "v"; nothing if weight and u do not fit: others will say so."""
+    v = into.state._buffers.get("_v")
+    if v is None or not all(isinstance(x, Tensor) and x.dtype.kind == "f" for x in (weight, u)):
+        return {}
+    if (weight.shape, (u.shape, v.shape)) != (into.original.shape, into.map.shapes(into.original)):
+        return {}
+    u, v = (x.detach().to(device=weight.device, dtype=vector_dtype(weight)) for x in (u, v))
+    return {"v": into.map.sweep(weight, u, v, 1, into.eps, "vu")[1]}
