@@ -1,7 +1,8 @@
 """A WGAN-GP whose critic is spectrally normalized, on handwritten digits: python examples/wgan_gp_sn.py.
 
-The penalty (‖∇ₓD(x)‖ − 1)² contains a gradient, so that its own passes twice through the normalization of each weight.
-W̃ = γ W/σ(W), equation (32) of the spectral normalization paper: γ is free, and the penalty holds the slope of D at 1.
+The penalty (‖∇ₓD(x)‖ − 1)² contains a gradient: its own differentiates that backward pass, reaches each W̃ by two ways,
+and goes on through σ to W. W̃ = γ W/σ(W), equation (32) of the spectral normalization paper, with γ learned: the layers
+may be as steep as they like, and the penalty holds the slope of D at 1.
 """
 
 import argparse

@@ -58,8 +58,8 @@ def sigma_max(weight: Tensor, dim: int = 0) -> Tensor:
     return _sigma_max(weight, dim=dim)[0]
 
 
-def leading_pair(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+def leading_vectors(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     """u₁ (m) and v₁ (n) of that decomposition, constants in the dtype of σ; some unit pair where W = 0."""
-    _, _, dim = matrix_shape("leading_pair", weight, dim)
+    _, _, dim = matrix_shape("leading_vectors", weight, dim)
     _, left, _, right = _sigma_max(weight.detach(), dim=dim)
     return to_dtype(left[:, 0], vector_dtype(weight)), to_dtype(right[0], vector_dtype(weight))

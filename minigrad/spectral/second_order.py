@@ -22,7 +22,7 @@ from minigrad.nn.utils.spectral_norm import SpectralParametrization
 from minigrad.ops._operands import to_dtype
 from minigrad.ops.creation import zeros_like
 from minigrad.ops.reduce import sum
-from minigrad.ops.singular import leading_pair, sigma_max
+from minigrad.ops.singular import leading_vectors, sigma_max
 from minigrad.ops.spectral import divide, spectral_normalize
 
 
@@ -155,7 +155,7 @@ def _check(who: str, what: str, weight: Tensor, direction: Tensor) -> None:
 
 def _normalized(weight: Tensor, dim: int) -> Tensor:
     """W/σ₁, to be differentiated with the leading pair fixed."""
-    return spectral_normalize(weight, *leading_pair(weight, dim), dim)[0]
+    return spectral_normalize(weight, *leading_vectors(weight, dim), dim)[0]
 
 
 def _differentiated(
