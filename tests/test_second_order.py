@@ -315,6 +315,10 @@ def test_what_does_not_take_part():
     assert raw_names(model)[0] not in found.product and found.product[name].numpy().any()
     for term in found:
         assert not term["4.bias"].numpy().any() and not term[raw_names(model)[2]].numpy().any()
+    with mg.no_grad():
+        parts(model[2])[0].copy_(mg.eye(7, **F64)[:6])  # a repeated σ₁, which does not turn if it does not move
+    found = model_hvp(model, lambda: model(x).square().mean(), {"0.bias": mg.ones(7, **F64)})
+    assert all(np.isfinite(product.numpy()).all() for product in found.product.values())
 
 
 def test_errors():

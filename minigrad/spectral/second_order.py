@@ -139,7 +139,8 @@ def model_hvp(model: Module, loss: Callable[[], Tensor], directions: Mapping[str
     names = {id(p): name for name, p in parameters.items()}
     for (p, w_bar), upstream in zip(trained, upstreams, strict=True):
         name = names[id(p.original)]  # of several, where modules share it
-        turning[name] = turning[name] + _turning(upstream, w_bar, p.original, along[name], p.dim)
+        if name in directions:
+            turning[name] = turning[name] + _turning(upstream, w_bar, p.original, along[name], p.dim)
     return ModelHvp({name: fixed[name] + turning[name] for name in parameters}, fixed, turning)
 
 
