@@ -116,7 +116,7 @@ def _facts(row: Row) -> dict[str, str]:
         "W ← W̄": row.overwritten,
         "norm": f"‖W̄‖ is {row.converged:.6g} at converged u, v; {tiny}",
         "again": row.command,
-        "evidence": row.evidence or "none: read in its source",
+        "evidence": row.evidence or f"read only: {row.caveat}",
     }
 
 

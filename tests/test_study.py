@@ -179,6 +179,8 @@ def test_the_numbers_beside_it(quick):
         "layers",
         "residuals",
         "spectra",
+        "second_order",
+        "libraries",
         "sweeps",
         "rates",
         "steps",

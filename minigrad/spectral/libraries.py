@@ -36,6 +36,11 @@ _ROWS = {
     "square": "the entries in a square",
 }
 _SAME = 1e-9  # relative: two arrays nearer than this are the same function of W
+#: What is known of a row beyond its table entry, where the library was not run.
+CAVEATS = {
+    "aidotnet": "the square is as reported, while its source at e5efcb9 has outputs × inputs; it divides by σ + ε"
+}
+
 _FORMS = {"clamp": "x/max(‖x‖, {})", "add": "x/(‖x‖ + {})", "sqrt": "x/√(‖x‖² + {})"}
 
 
@@ -129,6 +134,11 @@ class Row:
     def evidence(self) -> str:
         """The command that compares the emulation with what the library itself computed, where that is recorded."""
         return f"python -m pytest -q tests/test_emulate.py -k {self.name}" if self.library.ran else ""
+
+    @property
+    def caveat(self) -> str:
+        """What a reader of the row should know of its source; mostly nothing."""
+        return CAVEATS.get(self.name, "")
 
 
 def short(x: float, digits: int = 2) -> str:
@@ -288,6 +298,16 @@ def findings(rows: list[Row]) -> list[str]:
     """The sentences of FINDINGS that some of these rows show, with their names."""
     told = [(what, [_named(row, tail(row)) for row in rows if shows(row)]) for what, shows, tail in FINDINGS]
     return [f"{what}: {', '.join(found)}." for what, found in told if found]
+
+
+def summary(rows: list[Row]) -> str:
+    """Which oracles these libraries meet, in one sentence."""
+    by = {name: [row.name for row in rows if name in (row.met or ["none"])] for name in (*ORACLES, "none")}
+    met = [f"{len(by[name])} of {len(rows)} meet ({o.letter}) {name}" for name, o in ORACLES.items() if by[name]]
+    none = [f"{', '.join(by['none'])} meet none"] if by["none"] else []
+    wrong = [row.name for row in rows if not row.passed]
+    told = f"{'; '.join(met + none)}"
+    return told + (f"; not as the tables say: {', '.join(wrong)}" if wrong else ", as the tables say")
 
 
 def _named(row: Row, tail: str) -> str:

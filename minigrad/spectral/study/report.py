@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.ops.conventions import CONVENTIONS
+from minigrad.spectral.libraries import RANDOM, SHAPE, TINY, findings, short
 from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.residuals import FACTOR, FLOOR, Residual
 from minigrad.spectral.study import figures
@@ -110,8 +111,10 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         through=_through(results),
         first_table=_first_table(verdict) if verdict else [],
         hero=_hero(results, safe),
+        libraries=_libraries(results),
         training=_training(results, safe),
         layer_sections=[_layer(results, name, safe) for name in results.layers] if verdict else [],
+        second=results.second,
         curve=_curve(results, safe),
         graph=safe(results.graph),
         followed=results.followed,
@@ -163,6 +166,23 @@ def _first_table(verdict: Verdict) -> list[dict[str, Any]]:
         }
         for name in dict.fromkeys(c.convention for c in verdict.cells)
     ]
+
+
+def _libraries(results: Results) -> dict[str, Any] | None:
+    rows = results.libraries
+    if not rows:
+        return None
+    outputs, inputs = SHAPE
+    cold = [row.cold for row in rows]
+    return {
+        "rows": rows,
+        "findings": findings(rows),
+        "directions": f"{RANDOM} random directions, G, W and u vᵀ",
+        "layer": f"a dense layer of {outputs} outputs and {inputs} inputs",
+        "cold": f"{min(cold):.0%} to {max(cold):.0%}",
+        "tiny": short(TINY),
+        "short": short,
+    }
 
 
 def _hero(results: Results, safe: Any) -> dict[str, Any] | None:
