@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -144,10 +145,10 @@ class Row:
 def short(x: float, digits: int = 2) -> str:
     """A number of any size, as one writes it.
 
-    >>> short(1e-6), short(1e12), short(2.449), short(1.0)
-    ('1e-6', '1e12', '2.4', '1')
+    >>> short(1e-4), short(1e12), short(2.449), short(1.0)
+    ('1e-4', '1e12', '2.4', '1')
     """
-    return f"{x:.{digits}g}".replace("e-0", "e-").replace("e+", "e")
+    return (f"{x:.{digits}g}" if x >= 1e-3 else f"{x:.0e}").replace("e-0", "e-").replace("e+", "e")
 
 
 def function(library: Library) -> str:
@@ -163,6 +164,49 @@ def function(library: Library) -> str:
     return f"W/uᵀMv; {order}; {normalizer}; rows of M: {_ROWS[rows]}" + (f" ({other})" if other else "")
 
 
+class Problem:
+    """What a library is given, all of it random, in float64, from the seed, and what its sweep makes of that."""
+
+    def __init__(self, library: Library, seed: int):
+        self.library = library
+        self.axis = int(library.rows.startswith(("last", "outputs")))  # of a dense layer's outputs
+        rng = np.random.default_rng(seed)
+        weight, upstream = rng.standard_normal((2, *SHAPE))
+        self.weight, self.upstream = (np.ascontiguousarray(x.T) if self.axis else x for x in (weight, upstream))
+        matrix = self.matrix(self.weight)
+        self.start = unit(rng.standard_normal(len(matrix))), unit(rng.standard_normal(matrix.shape[1]))
+        self.directions = int(rng.integers(2**32))  # their seed
+        self.u, self.v = sweep(library, matrix, *self.start)
+        self.sigma = _pairing(matrix, self.u, self.v)
+
+    def matrix(self, weight: Array) -> Array:
+        """M: outputs × inputs, or the entries of W in a square, row after row, and zeros at its end."""
+        if self.library.rows != "square":
+            return weight.T if self.axis else weight
+        side = math.isqrt(weight.size - 1) + 1
+        return np.pad(weight.ravel(), (0, side * side - weight.size)).reshape(side, side)
+
+    @property
+    def slope(self) -> Array:
+        """∂σ/∂W with u and v frozen: u vᵀ in the layout of W."""
+        flat = np.outer(self.u, self.v)
+        return flat.ravel()[: self.weight.size].reshape(SHAPE) if self.library.rows == "square" else self.matrix(flat)
+
+    @property
+    def paper(self) -> Array:
+        """The paper's gradient (12) at the library's u and v: (G − λ u vᵀ)/σ."""
+        return (self.upstream - np.vdot(self.upstream, self.weight) / self.sigma * self.slope) / self.sigma
+
+    def oracle(self, name: str, weight: Array) -> float:
+        """⟨G, W/σ⟩ with the σ of an oracle."""
+        matrix = self.matrix(weight)
+        if name == "live":
+            sigma = _pairing(matrix, *sweep(self.library, matrix, *self.start))
+        else:
+            sigma = ORACLES[name].sigma(matrix, self.u, self.v, 1)
+        return float(np.vdot(self.upstream, weight)) / sigma
+
+
 def measure(like: str, seed: int = 0, device: str = "cpu") -> Row:
     """One library's gradient against the three oracles, and what else its calls do to a weight.
 
@@ -172,77 +216,47 @@ def measure(like: str, seed: int = 0, device: str = "cpu") -> Row:
     >>> from minigrad.spectral.libraries import measure
     >>> for like in ("torch", "keras-tf"):
     ...     row = measure(like)
-    ...     print(row.name, row.gradient, row.met, row.evaluation, f"{row.angle:.2f}°", row.overwritten)
-    torch (G − λ u vᵀ)/σ ['frozen'] W/uᵀMv at the stored u, v 0.00° never
-    keras-tf G [] W as it is 0.68° training
+    ...     print(row.name, row.gradient, row.met, row.evaluation, f"{row.relative:.1f}", row.overwritten)
+    torch (G − λ u vᵀ)/σ ['frozen'] W/uᵀMv at the stored u, v 0.0 never
+    keras-tf G [] W as it is 2.8 training
     """
     if like not in LIBRARIES:
         raise ValueError(f"measure: expected like to be one of {', '.join(LIBRARIES)}; got {like!r}")
-    library = LIBRARIES[like]
-    axis = int(library.rows.startswith(("last", "outputs")))
-    rng = np.random.default_rng(seed)
-    weight, upstream = (np.ascontiguousarray(x.T) if axis else x for x in rng.standard_normal((2, *SHAPE)))
-    matrix = _matrix(library, weight, axis)
-    start = unit(rng.standard_normal(matrix.shape[0])), unit(rng.standard_normal(matrix.shape[1]))
-    u, v = sweep(library, matrix, *start)
-    sigma = float(u @ matrix @ v)
-    normalized = weight / sigma
+    given = Problem(LIBRARIES[like], seed)
+    weight, matrix, normalized = given.weight, given.matrix(given.weight), given.weight / given.sigma
 
     def call(w: Array, vectors: tuple[Array, Array], training: bool = True) -> tuple[Tensor, Emulated]:
         x = tensor(w, device=device, requires_grad=True)
-        made = emulate(like, x, *(tensor(y, device=device) for y in vectors), axis=axis, training=training)
-        return x, made
+        u, v = (tensor(y, device=device) for y in vectors)
+        return x, emulate(like, x, u, v, axis=given.axis, training=training)
 
-    leaf, trained = call(weight, start)
-    gradient = _host(grad(trained.weight_bar, leaf, tensor(upstream, device=device))[0])
-    slope = np.outer(u, v).ravel()[: weight.size].reshape(SHAPE) if library.rows == "square" else np.outer(u, v)
-    slope = slope.T if axis else slope
-    lam = float(np.vdot(upstream, normalized))
-    paper = (upstream - lam * slope) / sigma  # (12)
-
-    sigmas: dict[str, Callable[[Array], float]] = {
-        "frozen": lambda m: float(u @ m @ v),
-        "svd": lambda m: ORACLES["svd"].sigma(m, u, v, 1),
-        "live": lambda m: _pairing(m, *sweep(library, m, *start)),
-    }
-    scale = float(np.linalg.norm(upstream)) / sigma
-    along = directions(weight, {"G": upstream, "W": weight, "u vᵀ": slope}, RANDOM, False, int(rng.integers(2**32)))
-    step = first_step(matrix)
-    held = {}
-    for name in ORACLES:
-
-        def pairing(w: Array, name: str = name) -> float:
-            return float(np.vdot(upstream, w)) / sigmas[name](_matrix(library, w, axis))
-
-        found = differentiate(pairing, weight, along, step)
-        analytic = along.rows @ gradient.ravel()
-        held[name] = Held(name, along.names, analytic / scale, found.value / scale, found.error / scale)
-
-    left = _host(trained.u), v if trained.v is None else _host(trained.v)
-    evaluated = call(weight, left, training=False)[1]
-    w_bar, w_eval = _host(trained.weight_bar), _host(evaluated.weight_bar)
+    leaf, trained = call(weight, given.start)
+    gradient = _host(grad(trained.weight_bar, leaf, tensor(given.upstream, device=device))[0])
+    left = _host(trained.u), given.v if trained.v is None else _host(trained.v)
+    _, evaluated = call(weight, left, training=False)
+    made, used = _host(trained.weight_bar), _host(evaluated.weight_bar)
     leading, spectrum, trailing = np.linalg.svd(matrix)
-    pair = leading[:, 0], trailing[0]
-    norm = float(np.linalg.norm(weight, 2))
 
-    def norm_of(scaled_to: float) -> float:
-        return float(np.linalg.norm(_host(call(weight * (scaled_to / norm), pair)[1].weight_bar), 2))
+    def norm_at(norm: float) -> float:
+        scaled = weight * (norm / np.linalg.norm(weight, 2))
+        _, called = call(scaled, (leading[:, 0], trailing[0]))
+        return float(np.linalg.norm(_host(called.weight_bar), 2))
 
     return Row(
-        like,
-        seed,
-        held,
-        sigma / float(spectrum[0]),
-        _apart(w_bar, normalized),
-        lam,
-        float(np.vdot(gradient, weight)),
-        _apart(gradient, paper),
-        angle(gradient, paper),
-        _evaluation(library, w_eval, weight, matrix, left),
-        _apart(w_eval, normalized),
-        _overwritten(weight, (w_bar, _host(trained.weight_after)), (w_eval, _host(evaluated.weight_after))),
-        norm_of(1.0),
-        norm_of(TINY),
+        name=like,
+        seed=seed,
+        held=_held(given, gradient),
+        cold=given.sigma / float(spectrum[0]),
+        forward=_apart(made, normalized),
+        lam=float(np.vdot(given.upstream, normalized)),
+        radial=float(np.vdot(gradient, weight)),
+        relative=_apart(gradient, given.paper),
+        angle=angle(gradient, given.paper),
+        evaluation=_evaluation(given, used, left),
+        evaluation_gap=_apart(used, normalized),
+        overwritten=_overwritten(weight, (made, _host(trained.weight_after)), (used, _host(evaluated.weight_after))),
+        converged=norm_at(1.0),
+        tiny=norm_at(TINY),
     )
 
 
@@ -260,6 +274,49 @@ def sweep(library: Library, matrix: Array, u: Array, v: Array) -> tuple[Array, A
     v = normalized(matrix.T @ u)
     return normalized(matrix @ v), v
 
+
+def _held(given: Problem, gradient: Array) -> dict[str, Held]:
+    """The gradient against differences of each oracle."""
+    named = {"G": given.upstream, "W": given.weight, "u vᵀ": given.slope}
+    along = directions(given.weight, named, RANDOM, False, given.directions)
+    analytic = along.rows @ gradient.ravel()
+    scale = float(np.linalg.norm(given.upstream)) / given.sigma
+    step = first_step(given.matrix(given.weight))
+    found = {name: differentiate(partial(given.oracle, name), given.weight, along, step) for name in ORACLES}
+    return {
+        name: Held(name, along.names, analytic / scale, numeric.value / scale, numeric.error / scale)
+        for name, numeric in found.items()
+    }
+
+
+def _evaluation(given: Problem, used: Array, left: tuple[Array, Array]) -> str:
+    """Which function of W the evaluation call has computed, out of those that there are."""
+    matrix = given.matrix(given.weight)
+    again = sweep(given.library, matrix, *left)
+    sigmas = {RAW: 1.0, STORED: _pairing(matrix, *left), AGAIN: _pairing(matrix, *again)}
+    found = [name for name, sigma in sigmas.items() if _apart(used, given.weight / sigma) < _SAME]
+    return found[0] if found else "something else"
+
+
+def _overwritten(weight: Array, *calls: tuple[Array, Array]) -> str:
+    """When W̄ is what a call leaves; each call is its W̄ and the raw weight after it."""
+    training, evaluation = (np.array_equal(after, made) and not np.array_equal(after, weight) for made, after in calls)
+    return ("never", "evaluation", "training", "always")[2 * training + evaluation]
+
+
+def _pairing(matrix: Array, u: Array, v: Array) -> float:
+    return float(u @ matrix @ v)
+
+
+def _apart(got: Array, wanted: Array) -> float:
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+def _host(x: Tensor) -> Array:
+    return np.array(x.detach().to("cpu").numpy())
+
+
+# In sentences ---------------------------------------------------------------------------------------------------------
 
 #: What one would not expect of a layer that divides by σ: a sentence, which rows show it, and the number to tell.
 FINDINGS: list[tuple[str, Callable[[Row], bool], Callable[[Row], str]]] = [
@@ -311,40 +368,5 @@ def summary(rows: list[Row]) -> str:
 
 
 def _named(row: Row, tail: str) -> str:
-    return f"{row.name} ({tail})" if tail else row.name
-
-
-def _evaluation(library: Library, got: Array, weight: Array, matrix: Array, left: tuple[Array, Array]) -> str:
-    """Which function of W the evaluation call has computed, out of those that there are."""
-    known = {
-        RAW: weight,
-        STORED: weight / _pairing(matrix, *left),
-        AGAIN: weight / _pairing(matrix, *sweep(library, matrix, *left)),
-    }
-    return next((name for name, wanted in known.items() if _apart(got, wanted) < _SAME), "something else")
-
-
-def _overwritten(weight: Array, *calls: tuple[Array, Array]) -> str:
-    """When W̄ is what a call leaves; each call is its W̄ and the raw weight after it."""
-    training, evaluation = (np.array_equal(after, made) and not np.array_equal(after, weight) for made, after in calls)
-    return ("never", "evaluation", "training", "always")[2 * training + evaluation]
-
-
-def _pairing(matrix: Array, u: Array, v: Array) -> float:
-    return float(u @ matrix @ v)
-
-
-def _matrix(library: Library, weight: Array, axis: int) -> Array:
-    """M: outputs × inputs, or the entries in a square, row after row, and zeros at its end."""
-    if library.rows != "square":
-        return weight.T if axis else weight
-    side = math.isqrt(weight.size - 1) + 1
-    return np.pad(weight.ravel(), (0, side * side - weight.size)).reshape(side, side)
-
-
-def _apart(got: Array, wanted: Array) -> float:
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
-
-
-def _host(x: Tensor) -> Array:
-    return np.array(x.detach().to("cpu").numpy())
+    told = ", ".join(([] if row.library.ran else ["read only"]) + ([tail] if tail else []))
+    return f"{row.name} ({told})" if told else row.name

@@ -89,6 +89,7 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         "sci": scientific,
         "degrees": degrees,
         "signed": signed,
+        "percent": lambda value: "—" if math.isnan(value) else f"{value:.2%}",
         "css": lambda name: name.replace("_", "-"),
     }
     safe = require("markupsafe").Markup

@@ -40,9 +40,10 @@ class Second:
 
 
 def summary(found: list[Second]) -> str:
-    """What is missing, in one sentence; empty if nothing was measured."""
+    """What is missing, in one sentence."""
+    found = [one for one in found if not math.isnan(one.missing)]
     if not found:
-        return ""
+        return "no gradient of the loss arrives at these layers"
     lacking = ", ".join(f"{one.missing:.1%} at {one.layer} (ρ = {one.gap:.3f})" for one in found)
     worst = max(one.identity for one in found)
     return f"with u, v fixed H·D lacks {lacking}; H·W = −∂L/∂W to {worst:.0e}"
