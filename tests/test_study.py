@@ -235,7 +235,7 @@ def test_the_libraries_are_in_the_report_and_beside_it(quick):
             assert float(found[name][f"{oracle}_error"]) == held.error
             assert f"{scientific(held.residual)} <span" in shown
     for finding in findings([measure(name) for name in LIBRARIES]):
-        assert str(markupsafe.escape(finding)) in text
+        assert str(markupsafe.escape(report.typeset(finding))) in text
 
 
 def test_second_derivatives_lack_what_the_differences_say(quick):
@@ -292,6 +292,29 @@ def test_the_hessian_is_that_of_the_loss(shape):
         assert found[0].missing > 1e-3 and found[0].identity < 1e-10 and found[0].residual < 1e-9
     else:  # one class: the loss is 0 whatever the weight
         assert math.isnan(found[0].missing) and "no gradient" in second_order.summary(found)
+
+
+def test_what_is_lacking_is_the_turning_of_the_pair():
+    """−(λ/σ)(du vᵀ + u dvᵀ), with du and dv from the singular value decomposition."""
+    layer, around, _ = around_a_layer((5, 8))
+    left, s, right = np.linalg.svd(layer.weight)
+    rng = np.random.default_rng(8)
+    along = [unit(rng.standard_normal(40)).reshape(5, 8) for _ in range(second_order.DIRECTIONS)]
+    exact = second_order._products(layer, around, "exact", left[:, 0], right[0], along)
+    weight = mg.tensor(layer.weight / s[0], requires_grad=True)
+    x, y = around.batch
+    (upstream,) = mg.grad(mg.nn.functional.cross_entropy(x @ weight.T, y), weight)
+    lam, ratios = np.vdot(upstream.numpy(), layer.weight / s[0]), []
+    for d, product in zip(along, exact, strict=False):
+        inner, sigma = left.T @ d @ right.T, np.append(s, [0, 0, 0])
+        du = sum((s[0] * inner[i, 0] + s[i] * inner[0, i]) / (s[0] ** 2 - s[i] ** 2) * left[:, i] for i in range(1, 5))
+        turned = [s[0] * inner[0, i] + sigma[i] * (inner[i, 0] if i < 5 else 0) for i in range(8)]
+        dv = sum(turned[i] / (s[0] ** 2 - sigma[i] ** 2) * right[i] for i in range(1, 8))
+        lacking = -lam / s[0] * (np.outer(du, right[0]) + np.outer(left[:, 0], dv))
+        ratios.append(np.linalg.norm(lacking) / np.linalg.norm(product))
+    (found,) = [one for one in second_order.second_order(0, layer, around, 8) if one is not None]
+    assert (found.missing, found.most) == pytest.approx((np.mean(ratios), max(ratios)), rel=1e-9)
+    assert found.gap == pytest.approx(s[1] / s[0])
 
 
 def test_a_hessian_with_fixed_vectors_is_told_from_the_true_one(monkeypatch):

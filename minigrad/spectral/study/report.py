@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,15 @@ def scientific(value: float, digits: int = 1) -> str:
     if -3 <= int(exponent) <= 2:
         return f"{value:.{max(0, digits - int(exponent))}f}".replace("-", "−")
     return f"{mantissa.replace('-', '−')}·{figures.power(int(exponent))}"
+
+
+def typeset(text: str) -> str:
+    """Powers of ten in a sentence, as one writes them.
+
+    >>> typeset("x/max(‖x‖, 1e-12)")
+    'x/max(‖x‖, 10⁻¹²)'
+    """
+    return re.sub(r"\b1e(-?\d+)\b", lambda found: figures.power(int(found[1])), text)
 
 
 def signed(value: float, places: int = 4) -> str:
@@ -177,12 +187,13 @@ def _libraries(results: Results) -> dict[str, Any] | None:
     cold = [row.cold for row in rows]
     return {
         "rows": rows,
-        "findings": findings(rows),
+        "findings": map(typeset, findings(rows)),
         "directions": f"{RANDOM} random directions, G, W and u vᵀ",
         "layer": f"a dense layer of {outputs} outputs and {inputs} inputs",
         "cold": f"{min(cold):.0%} to {max(cold):.0%}",
-        "tiny": short(TINY),
-        "short": short,
+        "tiny": typeset(short(TINY)),
+        "short": lambda value: typeset(short(value, 4)),
+        "function": lambda row: typeset(row.function).split("; "),
     }
 
 
