@@ -142,6 +142,9 @@ def test_findings_name_the_libraries_that_show_them(rows):
     }.items():
         assert any(words in sentence and names in sentence for sentence in told), words
     assert findings([rows["torch"]]) == []
+    assert summary(list(rows.values())) == (
+        "10 of 14 meet (a) frozen; paddle-op, keras-tf, keras-torch, aidotnet meet none, as the tables say"
+    )
 
 
 # A wrong row ----------------------------------------------------------------------------------------------------------
@@ -181,6 +184,7 @@ def test_the_table(capsys, rows):
     assert cli.main(["libraries"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(columns, lines)) <= WIDTH
+    assert len({columns(line.partition(" ± ")[0]) for line in lines if " ± " in line}) == 1
     for name, row in rows.items():
         first, second = (line for line in lines if line.startswith(f"{name} "))
         assert f"{row.held['svd'].residual:.1e} ± " in first and row.gradient in first

@@ -342,7 +342,7 @@ def test_the_same_seed_gives_the_same_numbers(numbers_only, tmp_path):
         assert (tmp_path / "a" / f"{name}.csv").read_bytes() == (tmp_path / "b" / f"{name}.csv").read_bytes()
 
 
-def test_the_convolutional_net_on_data_of_ones_own(tmp_path):
+def test_the_convolutional_net_on_data_of_ones_own(tmp_path, capsys):
     rng = np.random.default_rng(0)
     path = tmp_path / "own.npz"
     np.savez(path, x=rng.standard_normal((60, 2, 6, 6)), y=rng.integers(0, 3, 60))
@@ -359,6 +359,8 @@ def test_the_convolutional_net_on_data_of_ones_own(tmp_path):
     )
     assert study(*arguments, "--data", path, "--out", tmp_path / "out") == 0
     assert "own.npz" in (tmp_path / "out" / output.REPORT).read_text(encoding="utf-8")
+    told = capsys.readouterr().out
+    assert "Libraries: 10 of 14 meet (a) frozen" in told and "H·D lacks" in told and "at conv1 (ρ =" in told
 
 
 @pytest.mark.parametrize(

@@ -69,22 +69,24 @@ def second_order(step: int, layer: Layer, around: Around, seed: int) -> Iterator
     for convention in ("exact", "fixed_uv"):
         found[convention] = _products(layer, around, convention, left[:, 0], right[0], along)
         yield None
-    lacking = [exact - fixed for exact, fixed in zip(*found.values(), strict=True)]
+    lacking = [exact - fixed for exact, fixed in zip(found["exact"], found["fixed_uv"], strict=True)]
     missing = [_ratio(d, exact) for d, exact in zip(lacking, found["exact"], strict=True)][:DIRECTIONS]
     product = found["exact"][0]
     towards = unit(lacking[0]) if lacking[0].any() else along[0]
     gradient = _gradient(layer, around)
     numeric = derivative(lambda t: _dot(towards, gradient(layer.weight + t * along[0])), first_step(layer.weight))
     size = float(np.linalg.norm(product)) or math.nan  # 0: nothing of the loss arrives at this layer
+    identity = {name: _ratio(of_weight + slope, slope) for name, (*_, of_weight, slope) in found.items()}
     yield Second(
-        step,
-        layer.name,
-        float(spectrum[1] / spectrum[0]) if len(spectrum) > 1 else 0.0,
-        float(np.mean(missing)),
-        float(np.max(missing)),
-        abs(_dot(towards, product) - numeric.value) / size,
-        numeric.error / size,
-        *(_ratio(of_weight + slope, slope) for *_, of_weight, slope in found.values()),
+        step=step,
+        layer=layer.name,
+        gap=float(spectrum[1] / spectrum[0]) if len(spectrum) > 1 else 0.0,
+        missing=float(np.mean(missing)),
+        most=float(np.max(missing)),
+        residual=abs(_dot(towards, product) - numeric.value) / size,
+        error=numeric.error / size,
+        identity=identity["exact"],
+        identity_fixed=identity["fixed_uv"],
     )
 
 
