@@ -37,7 +37,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "spectral",
     "",  # minigrad itself: the public names
     "spectral.study _cases _info",
-    "_checks",
+    "_checks _libraries",
     "cli",
     "__main__",
 ]
