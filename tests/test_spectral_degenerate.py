@@ -172,10 +172,10 @@ def test_a_weight_that_is_not_finite_shows_and_harms_no_vectors(gradient, bad):
 @pytest.mark.parametrize("order", ["uv", "vu"])
 @pytest.mark.parametrize("gradient", CONVENTIONS)
 def test_from_the_smallest_norms_to_the_largest_in_float32(gradient, order, c):
-    """f(cW) = f(W) in training, and c ∇f(cW) = ∇f(W): three steps of a matrix, a kernel and a vector against float64."""
+    """f(cW) = f(W) in training, and c ∇f(cW) = ∇f(W): three steps of a matrix, a kernel, a vector."""
     for shape, dim in (((4, 6), 0), ((3, 4, 2, 2), 1), ((5,), 0)):
         w, u, v, g = case(shape, dim)
-        tiny = (w * c).astype(np.float32)
+        tiny, scale = (w * c).astype(np.float32), c
         w = tiny.astype(np.float64) / c
         module = holder(tiny, u, v, gradient=gradient, order=order, n_power_iterations=2, dim=dim)
         for _ in range(3):
@@ -184,10 +184,10 @@ def test_from_the_smallest_norms_to_the_largest_in_float32(gradient, order, c):
             np.testing.assert_allclose(got, w_bar, rtol=1e-4, atol=1e-6)
             for one, other in zip(stepped, (u, v), strict=len(shape) > 1):
                 np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
-            scale = 1.0 if gradient in ("straight_through", "projected") else c
-            np.testing.assert_allclose(back * np.float64(scale), grad, rtol=0, atol=1e-4 * np.abs(grad).max())
+            factor = 1.0 if gradient in ("straight_through", "projected") else scale
+            np.testing.assert_allclose(back * np.float64(factor), grad, rtol=0, atol=1e-4 * np.abs(grad).max())
             if gradient == "projected":
-                w, c = w_bar, 1.0
+                w, scale = w_bar, 1.0
 
 
 @pytest.mark.parametrize("gradient", ["fixed_uv", "detached", "straight_through", "elementwise", "unrolled"])
