@@ -6,6 +6,7 @@ the weights between the steps: nothing here has converged.
 
 import copy
 import pickle
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -521,23 +522,27 @@ def test_a_forward_that_raised_has_stepped_no_weight_of_the_module(gradient):
 
 
 def test_threads_evaluate_one_network_on_their_own_inputs():
-    """Outputs and input gradients of eight threads are those of one, to the bit."""
+    """Outputs and all gradients of eight threads, which change places at every chance, are those of one, to the bit."""
     model = spectral_norm(network(mg), where=lambda path, module: True).eval()
     cell = spectral_norm(spectral_norm(mg.nn.LSTMCell(2, 3, **F64), "weight_hh"), "weight_ih").eval()
     inputs = [mg.randn(2, 2, 3, 3, **F64).requires_grad_() for _ in range(8)]
     before = snapshot(model), snapshot(cell)
 
     def run(x):
-        for _ in range(5):
+        for _ in range(20):
             out = cell(model(x))[0]
-            (grad,) = mg.grad(out.square().sum(), x)
-        return out.detach().numpy(), grad.numpy()
+            grads = mg.grad(out.square().sum(), [x, *model.parameters(), *cell.parameters()])
+        return [out.detach().numpy(), *(g.numpy() for g in grads)]
 
-    expected = [run(x) for x in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(run, inputs))
-    for pairs in zip(expected, found, strict=True):
-        for one, other in zip(*pairs, strict=True):
+    expected, interval = [run(x) for x in inputs], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(run, inputs))
+    finally:
+        sys.setswitchinterval(interval)
+    for arrays in zip(expected, found, strict=True):
+        for one, other in zip(*arrays, strict=True):
             np.testing.assert_array_equal(one, other)
     assert same(before[0], snapshot(model)) and same(before[1], snapshot(cell))
 
@@ -569,6 +574,25 @@ def test_float16_is_close_to_its_float64_reference(name):
         for p, q in zip(parts(half, key)[1:], parts(wide, key)[1:], strict=True):
             assert p.dtype == mg.float32
             np.testing.assert_allclose(p.numpy(), q.numpy(), atol=1e-5)
+
+
+def test_to_float16_keeps_the_vectors_and_gamma_in_float32():
+    """The file of a model that has trained in float16 loads into one that has not, and the other way round."""
+    mg.manual_seed(0)
+    wide = spectral_norm(mg.nn.Linear(3, 4), learnable_scale=True)
+    exact = [x.numpy().copy() for x in parts(wide)[1:]]
+    half = copy.deepcopy(wide).to(mg.float16)
+    for got, expected in zip(parts(half)[1:], exact, strict=True):
+        np.testing.assert_array_equal(got.numpy(), expected)
+    assert half.parametrizations.weight.state.gamma.dtype == mg.float32 and parts(half)[0].dtype == mg.float16
+    trained_one = copy.deepcopy(half)
+    x = mg.ones(2, 3, dtype=mg.float16)
+    trained_one(x).sum().backward()
+    half.load_state_dict(trained_one.state_dict())
+    assert same(snapshot(half), snapshot(trained_one))
+    trained_one.to(mg.float64)
+    assert {value.dtype for value in trained_one.state_dict().values()} == {np.dtype(mg.float64)}
+    assert {p.grad.dtype for p in trained_one.parameters()} == {np.dtype(mg.float64)}
 
 
 @pytest.mark.parametrize("gradient", CONVENTIONS)

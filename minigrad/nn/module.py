@@ -7,7 +7,7 @@ The tree is three dictionaries. A forward call of a module whose parameter is co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Module:
     """
 
     training: bool
+    _narrowest: ClassVar[Any] = _dtypes.float16  # floating dtype that `to` gives this module's own tensors
 
     def __init__(self) -> None:
         vars(self).update(
@@ -262,18 +263,21 @@ class Module:
     def to(self, *target: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move the tree to a device, its floating tensors to a dtype: `to("cuda")`, `to(mg.float64)`, or both.
 
-        The Parameters stay the same objects, so that an optimizer made before still holds them.
+        The Parameters stay the same objects, so that an optimizer made before still holds them. What a module keeps
+        in a wider dtype (spectral normalization its u, v and γ: never below float32) stays that wide.
         """
         for value in target:
             device, dtype = (value, dtype) if isinstance(value, str) else (device, value)
         if dtype is not None and _dtypes.check(dtype, "Module.to").kind != "f":
             raise TypeError(f"Module.to: expected a floating dtype; got {np.dtype(dtype)}")
-        held = [t for tensor in (*self.parameters(), *self.buffers()) for t in (tensor, tensor.grad) if t is not None]
-        for t in {id(t): t for t in held}.values():
-            moved = Tensor(t.data, t.device).to(dtype=dtype if t.dtype.kind == "f" else None, device=device)
-            if moved.data is not t.data:
-                t.data, t.device = moved.data, moved.device
-                t.version[0] += 1
+        for module in self.modules():
+            wanted = None if dtype is None else np.promote_types(dtype, module._narrowest)
+            own = *module.parameters(recurse=False), *module.buffers(recurse=False)
+            for t in (t for tensor in own for t in (tensor, tensor.grad) if t is not None):
+                moved = Tensor(t.data, t.device).to(dtype=wanted if t.dtype.kind == "f" else None, device=device)
+                if moved.data is not t.data:
+                    t.data, t.device = moved.data, moved.device
+                    t.version[0] += 1
         return self
 
     # State -----------------------------------------------------------------------------------------------------------

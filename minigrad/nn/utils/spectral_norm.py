@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from minigrad import _dtypes
 from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
 from minigrad.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
@@ -20,6 +21,8 @@ from minigrad.ops.spectral import ORDERS, matrix_shape, power_iteration, sweep, 
 
 class _State(Module):
     """Buffers `_u` and `_v`, and the Parameter `gamma` if the scale is learned."""
+
+    _narrowest = _dtypes.float32
 
 
 class SpectralParametrization(Parametrization):
