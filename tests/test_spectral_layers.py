@@ -6,7 +6,7 @@ the weights between the steps: nothing here has converged.
 
 import copy
 import pickle
-import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -280,6 +280,19 @@ def test_a_lazy_layer_loads_the_state_of_an_eager_one():
     assert same(snapshot(lazy), snapshot(eager))
 
 
+def test_a_lazy_layer_whose_weight_cannot_be_normalized_waits_for_another_batch():
+    lazy = spectral_norm(mg.nn.LazyLinear(4), learnable_scale=True)
+    with pytest.raises(ValueError, match=r"none of extent 0; got shape \(4, 0\)"):
+        lazy(mg.ones(2, 0))
+    assert lazy(mg.ones(2, 3)).shape == (2, 4) and parts(lazy)[0].shape == (4, 3)
+    wrong = spectral_norm(mg.nn.LazyConv2d(4, 2), dim=4)
+    for _ in range(2):
+        with pytest.raises(IndexError, match=r"expected dim in \[-4, 3\]"):
+            wrong(mg.ones(1, 3, 4, 4))
+    spectral_norm(remove_spectral_norm(wrong), dim=3)(mg.ones(1, 3, 4, 4)).sum().backward()
+    assert parts(wrong)[1].shape == (2,) and type(wrong) is mg.nn.Conv2d
+
+
 # Where torch has nothing: NumPy, and differences with u and v frozen ------------------------------------------------
 
 PLAIN = {
@@ -522,29 +535,39 @@ def test_a_forward_that_raised_has_stepped_no_weight_of_the_module(gradient):
 
 
 def test_threads_evaluate_one_network_on_their_own_inputs():
-    """Outputs and all gradients of eight threads, which change places at every chance, are those of one, to the bit."""
-    model = spectral_norm(network(mg), where=lambda path, module: True).eval()
-    cell = spectral_norm(spectral_norm(mg.nn.LSTMCell(2, 3, **F64), "weight_hh"), "weight_ih").eval()
-    inputs = [mg.randn(2, 2, 3, 3, **F64).requires_grad_() for _ in range(8)]
-    before = snapshot(model), snapshot(cell)
+    """Outputs and all gradients of four threads, all in the midst of a call at once, are those of one, to the bit."""
+
+    class Meet(Two):
+        meet = staticmethod(lambda: None)
+
+        def forward(self, x):
+            self.meet()
+            out = super().forward(x)
+            self.meet()
+            return out
+
+    model = mg.nn.ModuleList([network(mg), mg.nn.LSTMCell(2, 3, **F64), Meet()])
+    for name in ("weight", "weight_hh", "weight_ih", "p1", "p2"):
+        spectral_norm(model, name, where=lambda path, module: True)
+    model.eval()
+    inputs = [mg.randn(2, 2, 3, 3, **F64).requires_grad_() for _ in range(4)]
+    before = snapshot(model)
 
     def run(x):
-        for _ in range(20):
-            out = cell(model(x))[0]
-            grads = mg.grad(out.square().sum(), [x, *model.parameters(), *cell.parameters()])
+        for _ in range(5):
+            out = model[2](model[1](model[0](x))[0])
+            grads = mg.grad(out.square().sum(), [x, *model.parameters()])
         return [out.detach().numpy(), *(g.numpy() for g in grads)]
 
-    expected, interval = [run(x) for x in inputs], sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(run, inputs))
-    finally:
-        sys.setswitchinterval(interval)
+    expected = [run(x) for x in inputs]
+    barrier = threading.Barrier(4)
+    Meet.meet = staticmethod(lambda: barrier.wait(20))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(run, inputs))
     for arrays in zip(expected, found, strict=True):
         for one, other in zip(*arrays, strict=True):
             np.testing.assert_array_equal(one, other)
-    assert same(before[0], snapshot(model)) and same(before[1], snapshot(cell))
+    assert same(before, snapshot(model))
 
 
 # Half precision ------------------------------------------------------------------------------------------------------
