@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from minigrad import _dtypes
 from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
 from minigrad.nn.conv import _ConvNd
@@ -22,6 +23,8 @@ from minigrad.ops.spectral import ORDERS, matrix_shape, vector_dtype
 
 class _State(Module):
     """Buffers `_u` and `_v`, and the Parameter `gamma` if the scale is learned."""
+
+    _narrowest = _dtypes.float32
 
 
 class SpectralParametrization(Parametrization):
