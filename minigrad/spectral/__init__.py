@@ -2,4 +2,6 @@
 
 from minigrad.ops.spectral import power_iteration as power_iteration
 from minigrad.spectral.emulation import emulate as emulate
-from minigrad.spectral.linalg import singular_values as singular_values
+from minigrad.spectral.interchange import convert_state as convert_state
+from minigrad.spectral.linalg import operator_norm as operator_norm, singular_values as singular_values
+from minigrad.spectral.second_order import model_hvp as model_hvp, true_hvp as true_hvp
