@@ -14,6 +14,8 @@ from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *
 from minigrad.kernels.cuda.softmax import *
+from minigrad.kernels.cuda.spectral import *
+from minigrad.kernels.cuda.spectrum import *
 
 
 class MissingKernel(NotImplementedError, AttributeError):
