@@ -107,7 +107,8 @@ def _walk(
                 _accumulate(leaf, g, own=entry[1] and not leaf.hooks)
         if targets is None or wanted is None or needed is None:
             return []
-        return [captured.get(w, _zeros(t) if w in needed else None) for t, w in zip(targets, wanted, strict=True)]
+        missing = [None if w in captured or w not in needed else _zeros(t) for t, w in zip(targets, wanted, strict=True)]
+        return [captured.get(w, zeros) for w, zeros in zip(wanted, missing, strict=True)]
 
 
 def _zeros(like: Tensor) -> Tensor:

@@ -317,8 +317,9 @@ def _finish(
     t_unit, t_square = norm_of(t_units, t_squares, t_count)
     z_unit, z_square = norm_of(z_units, z_squares, z_count)
     t_norm, z_norm = math.sqrt(t_square), math.sqrt(z_square)
-    turns = t_norm > zero and t_norm - t_norm == zero and z_norm > zero and z_norm - z_norm == zero
-    size = z_unit * (z_norm / t_norm) if t_norm > zero else t_unit * t_norm
+    directed = t_norm > zero and t_norm - t_norm == zero
+    turns = directed and z_norm > zero and z_norm - z_norm == zero
+    size = z_unit * (z_norm / t_norm) if directed else t_unit * t_norm
     length = min(one, t_unit / size * t_norm / eps)  # of the first vector; less than 1 where the clamp bites
     other = min(one, length / eps)
     here, step = np.uint32(cuda.grid(1)), np.uint32(cuda.gridsize(1))
