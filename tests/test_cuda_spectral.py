@@ -110,11 +110,11 @@ def test_the_smallest_and_largest_weights(shape: Any, dtype: Any, scale: float, 
 @on_cuda
 @pytest.mark.parametrize("order", ["uv", "vu"])
 @pytest.mark.parametrize("columns", [11, 30])
-@pytest.mark.parametrize("descending", [False, True])
-def test_rows_of_all_sizes_in_one_weight(columns: int, order: str, descending: bool) -> None:
+@pytest.mark.parametrize(("first", "last"), [(-30, 30), (30, -30), (-1, 1), (1, -1)])
+def test_rows_of_all_sizes_in_one_weight(columns: int, order: str, first: int, last: int) -> None:
     """The power of two that t is measured by grows as larger rows come in, and is another in every block."""
     w, u, v, _ = case((24, columns), 0)
-    w = (w * np.logspace(-30, 30, 24)[:: -1 if descending else 1, None]).astype(np.float32)
+    w = (w * np.logspace(first, last, 24)[:, None]).astype(np.float32)
     got = swept(w, u.astype(np.float32), v.astype(np.float32), order=order)
     for one, other in zip(got, sweeps(w, u.astype(np.float32), v.astype(np.float32), 1, order), strict=True):
         close(one, other, 1e-6)
