@@ -123,6 +123,21 @@ def test_rows_of_all_sizes_in_one_weight(columns: int, order: str, first: int, l
 @on_cuda
 @pytest.mark.parametrize("order", ["uv", "vu"])
 @pytest.mark.parametrize("columns", [11, 30])
+def test_powers_of_two_change_no_bit(columns: int, order: str) -> None:
+    w, u, v, g = case((9, columns), 0, dtype=np.float32)
+    u_1, v_1, sigma_1 = swept(w, u, v, 2, order=order)
+    bar_1, grad_1 = normalized(w, u, v, 0, g)
+    for scale in (2.0**-90, 2.0**-13, 2.0**7, 2.0**90):
+        new_u, new_v, sigma = swept(w * np.float32(scale), u, v, 2, order=order)
+        bar, grad = normalized(w * np.float32(scale), u, v, 0, g)
+        assert sigma == sigma_1 * scale
+        for one, other in ((new_u, u_1), (new_v, v_1), (bar, bar_1), (grad * np.float32(scale), grad_1)):
+            np.testing.assert_array_equal(one, other)
+
+
+@on_cuda
+@pytest.mark.parametrize("order", ["uv", "vu"])
+@pytest.mark.parametrize("columns", [11, 30])
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
 def test_without_a_direction_the_vectors_stay(bad: float, columns: int, order: str) -> None:
     w, u, v, g = case((7, columns), 0, dtype=np.float32)
@@ -201,6 +216,27 @@ def test_launches_of_a_step(launched: list[str], order: str, columns: int, sweep
     launched.clear()
     mg.grad(w_bar, weight, g)
     assert launched == ["_inner_parts", "_pulled_back"]
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_the_spectrum_is_the_hosts(dtype: Any) -> None:
+    w, _, _, d = case((4, 3, 2), 1, dtype=dtype)
+    here, there = kernels("cpu"), kernels("cuda")
+    on_host, factors = here.svd(w, 1), there.svd(there.from_host(w), 1)
+    pairs = [
+        (on_host, factors),
+        ([here.leading_pair(on_host[1], on_host[3], w.shape, 1, w.dtype)],
+         [there.leading_pair(factors[1], factors[3], w.shape, 1, w.dtype)]),
+        ([here.turned_pair(d, *on_host[1:], 1)], [there.turned_pair(there.from_host(d), *factors[1:], 1)]),
+        ([here.singular_values(w, 2, 1)], [there.singular_values(there.from_host(w), 2, 1)]),
+        ([here.circular_singular_values(w, 5, (6,), (2,), (1,), 2)],
+         [there.circular_singular_values(there.from_host(w), 5, (6,), (2,), (1,), 2)]),
+    ]  # fmt: skip
+    for one, other in pairs:
+        for x, y in zip(one, map(there.to_host, other), strict=True):
+            assert x.dtype == y.dtype and x.shape == y.shape
+            np.testing.assert_array_equal(x, y)
 
 
 OPTIMIZERS = {

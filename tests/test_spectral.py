@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 from naive_spectral import case, matrix, pulled_back, sweeps, unit
 
 import minigrad as mg
@@ -184,7 +184,7 @@ def test_float32_sums_keep_their_digits(most_elements):
     assert spectral_sigma(mg.tensor(w), mg.tensor(u), mg.tensor(v)).item() == pytest.approx(exact, rel=1e-7)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 7), min_size=1, max_size=5),
     dim=st.integers(0, 4),
