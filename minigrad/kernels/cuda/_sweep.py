@@ -119,7 +119,6 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
     Each of its threads has so many columns and the block so many rows at once, of the `count` that it works through.
     z is in units of t, a power of two that grows as larger t come in.
     """
-
     name = f"{dtype}x{columns}x{rows}"
 
     @kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4", name=name, threads=_MOST_WARPS * _WARP, T=(dtype,))
@@ -164,7 +163,7 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
                     total += sums[turn, r, other]
                 row = np.uint32(i + np.uint32(r))
                 ts[r] = total if row < last else zero
-                if thread == np.uint32(r) and row < last:
+                if thread == np.uint32(0) and row < last:
                     t[row] = total
                 size = abs(ts[r])
                 if size > largest and size - size == zero:
@@ -382,7 +381,7 @@ def columns_first(w: Array, extents: Shape, x: Array) -> tuple[Product, Product]
 
 
 def rows_first(w: Array, extents: Shape, x: Array) -> tuple[Product, Product]:
-    """t = Mx and z = Mᵀt, in units of t: in one pass over W if a block can hold a row, else in two."""
+    """t = Mx and z = Mᵀt, in units of t: in one pass over W if a block can hold a row (8192 columns), else in two."""
     a, m, b = extents
     n = a * b
     columns = min((k for k in _HOLD[w.dtype] if n <= k * _WARP * _MOST_WARPS), default=0)
