@@ -469,6 +469,19 @@ def test_an_optimizer_made_before_works_after_registration_and_after_removal(mom
     assert list(linear.parameters()) == [weight]
 
 
+def test_removal_from_one_of_two_that_share_leaves_the_other_as_it_was():
+    """The raw weight is scaled by 1/σ of the one; the other, with vectors of its own, computes what it did."""
+    model = tied(mg)
+    one, other = (spectral_norm(model[k], n_init_iterations=0) for k in (0, 2))
+    for _ in range(2):
+        model(mg.ones(1, 3, **F64))
+    raw, reads, out = parts(one)[0], one.weight.detach().numpy(), other.eval()(mg.ones(1, 3, **F64)).detach().numpy()
+    assert remove_spectral_norm(one).weight is parts(other)[0] is raw
+    np.testing.assert_array_equal(one.weight.detach().numpy(), reads)
+    np.testing.assert_allclose(other(mg.ones(1, 3, **F64)).detach().numpy(), out, rtol=1e-13)
+    assert sum(p is raw for p in model.parameters()) == 1
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @pytest.mark.parametrize(
     "name", ["Linear, columns", "LSTMCell, biases too", "own Module", "shared Parameter", "network"]
