@@ -26,8 +26,10 @@ class Row(NamedTuple):
     tests: tuple[str, ...]
 
 
-L, D, P = (f"test_spectral_{name}::test_" for name in ("layers", "degenerate", "properties"))
-N, S = "test_spectral_norm::test_", "test_spectral_norm_state::test_"
+L, F, H, D, P, N, S = (
+    f"test_spectral_{name}::test_"
+    for name in ("layers", "forms", "half", "degenerate", "properties", "norm", "norm_state")
+)
 TABLE = (
     Row(
         "gradient",
@@ -43,7 +45,7 @@ TABLE = (
         "forms",
         "one or two of: parametrization, hook, wrapper layer, function",
         "function on a module, wrapper layer, pure op: one node, the same bits",
-        (L + "three_forms_give_the_same_bits", N + "the_wrapper_computes_what_the_function_does"),
+        (F + "three_forms_give_the_same_bits", N + "the_wrapper_computes_what_the_function_does"),
     ),
     Row(
         "iterations",
@@ -129,7 +131,7 @@ TABLE = (
         (
             S + "removal_bakes_what_the_weight_reads",
             S + "the_parameter_stays_the_same_object",
-            L + "an_optimizer_made_before_works_after_registration_and_after_removal",
+            F + "an_optimizer_made_before_works_after_registration_and_after_removal",
         ),
     ),
     Row(
@@ -188,19 +190,19 @@ TABLE = (
         "deepcopy, pickle",
         "deepcopy (PyTorch); breaks after a forward (its older hook)",
         "both, at any time",
-        (S + "copies_at_any_time", L + "copies_between_forward_and_backward"),
+        (S + "copies_at_any_time", F + "copies_between_forward_and_backward"),
     ),
     Row(
         "error inside forward",
         "the weight stays swapped (Chainer)",
         "nothing has stepped",
-        (S + "an_exception_in_forward_steps_nothing", L + "a_forward_that_raised_has_stepped_no_weight_of_the_module"),
+        (S + "an_exception_in_forward_steps_nothing", F + "a_forward_that_raised_has_stepped_no_weight_of_the_module"),
     ),
     Row(
         "half precision",
         "runs (PyTorch)",
         "float16 weights; u, v, σ and arithmetic in float32",
-        (L + "float16_is_close_to_its_float64_reference", L + "float16_in_every_convention"),
+        (H + "float16_is_close_to_its_float64_reference", H + "float16_in_every_convention"),
     ),
     Row("GPU", "PyTorch, Paddle, Chainer; AiDotNet scales on the CPU", NOT_YET + "CPU only in this version", ()),
     Row("export", "a graph with W̄ baked in (AiDotNet)", "ONNX, W̄ baked in", ("test_export",)),
