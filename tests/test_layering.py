@@ -34,6 +34,9 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "nn",
     "optim",
     "spectral",
+    "_trace",
+    "_onnx",
+    "export",
     "",  # minigrad itself: the public names
     "spectral.study _cases _info",
     "_checks",
