@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad import _dtypes
-from minigrad._trace import Affine, Constant, Program, Step, Uniform, Value
+from minigrad._trace import Affine, Constant, Program, Repeated, Step, Value
 from minigrad.ops.conv import Extents, Layout
 
 OPSET = 20
@@ -38,18 +38,22 @@ class Term(str):
 
 
 class Graph:
-    """Nodes and initializers in the making; `onnx` is the package."""
+    """Nodes and initializers in the making; `onnx` is the package, `outputs` the names of what the program returns."""
 
-    def __init__(self, onnx: Any, program: Program, who: str):
+    def __init__(self, onnx: Any, program: Program, outputs: Sequence[str], who: str):
         self.onnx = onnx
         self.who = who
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
         self.input = program.inputs[0].name
+        self.taken = {x.name for x in (*program.inputs, *(step.out for step in program.steps))} | set(outputs)
         self._batch = ""
         self._step = ""  # the step whose nodes are being made
         for step in program.steps:
             self._add(step)
+        for name, value in zip(outputs, program.outputs, strict=True):
+            self.node("Identity", value.name)
+            self._rename(name)
 
     def node(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Append a node; the name of its output."""
@@ -61,8 +65,8 @@ class Graph:
         """An initializer; one that is there already, if it is the same under the same name."""
         array = np.asarray(value, dtype)
         base = name = name or f"{self._step}/constant_{len(self.initializers)}"
-        while name in self.initializers:
-            if np.array_equal(self.initializers[name], array):
+        while name in self.initializers or name in self.taken:
+            if name in self.initializers and np.array_equal(self.initializers[name], array):
                 return name
             name = f"{base}_{len(self.initializers)}"
         self.initializers[name] = array
@@ -88,9 +92,13 @@ class Graph:
         self._step = step.out.name
         if step.op not in _FLEXIBLE and _varies(step.attributes):
             self.refuse(f"{step.attributes} depends on the batch size, which ONNX cannot say here. Use constant sizes.")
-        number = [x.dtype for x in step.inputs if isinstance(x, Value | Constant | Uniform)][-1]
+        number = [x.dtype for x in step.inputs if isinstance(x, Value | Constant | Repeated)][-1]
         FORMS[step.op](self, *(self._term(x, number) for x in step.inputs), **step.attributes)
-        self.nodes[-1].output[0] = self.nodes[-1].name = self._step
+        self._rename(self._step)
+
+    def _rename(self, name: str) -> None:
+        """Give the last node and its output a name."""
+        self.nodes[-1].output[0] = self.nodes[-1].name = name
 
     def _term(self, x: Any, number: Any) -> Term | str:
         """An input of a step by its name; `number`: the dtype of one that is no tensor."""
@@ -101,8 +109,8 @@ class Graph:
         if isinstance(x, Constant):
             array = x.tensor.detach().to(device="cpu").numpy()
             return Term(self.constant(array, name=x.name), array.shape, array.dtype)
-        if isinstance(x, Uniform):
-            return Term(self.node("Expand", self.constant(x.value), self.extents(x.shape)), x.shape, x.dtype)
+        if isinstance(x, Repeated):
+            return Term(self.node("Expand", self.constant(x.array), self.extents(x.shape)), x.shape, x.dtype)
         name = self.cast(self.node("Squeeze", self.extents([x])), number) if isinstance(x, Affine) else ""
         return Term(name or self.constant(x, number), (), number)
 

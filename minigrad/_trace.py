@@ -50,19 +50,19 @@ class Constant(NamedTuple):
         return self.tensor.dtype
 
 
-class Uniform(NamedTuple):
-    """A constant of one value, in a shape that depends on the batch size."""
+class Repeated(NamedTuple):
+    """A constant in a shape that depends on the batch size: an array, repeated along those axes."""
 
-    value: Any  # of its dtype
+    array: Any
     shape: tuple[Any, ...]
 
     @property
     def dtype(self) -> Any:
-        return self.value.dtype
+        return self.array.dtype
 
 
 class Step(NamedTuple):
-    """One op: its inputs are Values, Constants, Uniforms, numbers or None."""
+    """One op; each input is a Value, a Constant, a Repeated, a number (an Affine, too) or None."""
 
     op: str
     inputs: tuple[Any, ...]
@@ -244,21 +244,24 @@ class _Merge:
                 return affine
         return self._refuse(where, versions)
 
-    def _constant(self, where: str, versions: Sequence[Constant]) -> Constant | Uniform:
+    def _constant(self, where: str, versions: Sequence[Constant]) -> Constant | Repeated:
         first = versions[0]
         if all(v.tensor.data is first.tensor.data for v in versions):
             return first
         arrays = [v.tensor.detach().to(device="cpu").numpy() for v in versions]
-        if all(np.array_equal(a, arrays[0], equal_nan=a.dtype.kind == "f") for a in arrays):
-            return first
-        one = arrays[0].flat[0] if arrays[0].size else None
-        if any(a.shape != arrays[0].shape for a in arrays) and all((a == one).all() for a in arrays):
-            return Uniform(one, self(where, *(a.shape for a in arrays)))
+        shapes = [a.shape for a in arrays]
+        if len({len(shape) for shape in shapes}) == 1:
+            varying = [len(set(extents)) > 1 for extents in zip(*shapes, strict=True)]
+            one = arrays[0][tuple(slice(1) if varies else slice(None) for varies in varying)]
+            nan = one.dtype.kind == "f"
+            if all(np.array_equal(a, np.broadcast_to(one, a.shape), equal_nan=nan) for a in arrays):
+                return Repeated(one, self(where, *shapes)) if any(varying) else first
         return self._refuse(where, [f"a tensor of shape {a.shape}" for a in arrays])
 
     def _refuse(self, where: str, versions: Sequence[Any]) -> NoReturn:
         raise ValueError(
             f"{self.who}: {where}: neither constant nor affine in the batch size; in batches of {self.sizes}, of "
             f"other values, it was {', '.join(map(str, versions))}. It depends on values that left the tensors "
-            f"(item(), numpy(), a mask as index), or on random numbers. Use ops on tensors, such as where and gather."
+            f"(item(), numpy(), a mask or a list as index), or on random numbers. Use ops on tensors, such as where, "
+            f"gather and index_select."
         )

@@ -30,11 +30,12 @@ def onnx(model: Module, example_input: Tensor | Sequence[Tensor], path: str | os
     with tensors; it runs three times, in batches of three sizes and on other values, to tell what is constant. (An `if`
     on values that went the same way three times is not noticed, and neither is an int that came out the same.)
     The model is left as it was: its mode, its buffers, its gradients, and the default random generator.
-    The file is written whole or not at all.
+    The file is written whole or not at all; a single ONNX file holds up to 2 GB.
 
-    ImportError without the package onnx. NotImplementedError: an op without an ONNX form. ValueError: a forward that is
-    no function of its input made of ops (values taken out by `item()`, random numbers, changes in place, a fixed batch
-    size), no batch axis. TypeError: no module, no tensors. Errors of the forward itself, such as an example of another
+    ImportError: the package onnx is missing. NotImplementedError: an op without an ONNX form (for its dtype).
+    ValueError: a forward that is no function of its input made of ops (values taken out by `item()`, random numbers,
+    changes in place, a fixed batch size); an example without a batch axis. TypeError: no module, no tensors.
+    RuntimeError: a lazy layer without a shape. Errors of the forward itself, such as those of an example of another
     dtype than the weights, pass through.
 
     Source: https://onnx.ai/onnx/intro/concepts.html.
@@ -59,7 +60,12 @@ def onnx(model: Module, example_input: Tensor | Sequence[Tensor], path: str | os
             f"{WHO}: expected tensors with one batch size of at least 1 as axis 0; got {[x.shape for x in example]}"
         )
     made = _model(package, _program(model, example))
-    package.checker.check_model(made, full_check=True)
+    try:
+        package.checker.check_model(made, full_check=True)
+    except (package.checker.ValidationError, package.shape_inference.InferenceError) as error:
+        raise NotImplementedError(
+            f"{WHO}: ONNX does not know an op for these dtypes: {error}. Cast its input first, bool with to(mg.int64)."
+        ) from error
     _write(Path(path), made.SerializeToString())
 
 
@@ -88,12 +94,10 @@ def _program(model: Module, example: tuple[Tensor, ...]) -> Program:
 def _model(package: Any, program: Program) -> Any:
     """The program as a ModelProto."""
     helper = package.helper
-    graph = Graph(package, program, WHO)
-    outputs = []
-    for i, value in enumerate(program.outputs):
-        name = "output" if len(program.outputs) == 1 else f"output_{i}"
-        graph.nodes.append(helper.make_node("Identity", [value.name], [name], name))
-        outputs.append(value._replace(name=name))
+    n = len(program.outputs)
+    names = ["output"] if n == 1 else [f"output_{i}" for i in range(n)]
+    graph = Graph(package, program, names, WHO)
+    outputs = [value._replace(name=name) for name, value in zip(names, program.outputs, strict=True)]
 
     def declared(value: Value) -> Any:
         shape = [n if isinstance(n, int) else str(n) for n in value.shape]

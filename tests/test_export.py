@@ -180,6 +180,7 @@ FUNCTIONS = {
     "shapes": lambda x: x.reshape(x.shape[0] * 4, -1).reshape(x.shape[0], 2, 2, -1).squeeze().unsqueeze(1),
     "expansion": lambda x: x.unsqueeze(1).expand(x.shape[0], 3, 4, 6).contiguous().clone(),
     "tensors of the batch's size": lambda x: mg.cat([x, mg.zeros_like(x), mg.full((x.shape[0], 1, 6), 2.0)], 1),
+    "rows for the batch": lambda x: x + mg.arange(24.0).reshape(1, 4, 6).expand(*x.shape) * mg.ones_like(x),
     "padding": lambda x: F.pad(x, (1, -1, 2, 0), 0.5),
     "selection": lambda x: mg.index_select(x, 1, mg.tensor([2, 0, 0])),
     "tables": lambda x: mg.tensor([1.0, 2.0, 3.0, 4.0])[mg.tensor([0, 3, 1, 1])].unsqueeze(1) + x,
@@ -195,9 +196,28 @@ def test_functions(name, tmp_path):
     check(tmp_path, Ops(FUNCTIONS[name]), mg.randn(3, 4, 6), tolerance=3e-5 if name == "products" else 1e-5)
 
 
+def test_comparisons_of_equals(tmp_path):
+    def fn(x):
+        return x < 2, x <= 2, x > 2, x >= 2, x == 2, x != 2, x.maximum(2) - x.minimum(x.clip(1, 3))
+
+    check(tmp_path, Ops(fn), mg.zeros(3, 40, dtype=mg.int64))
+
+
 def test_several_inputs(tmp_path):
     graph = check(tmp_path, Ops(lambda x, y: x * y.to(mg.float32)), mg.randn(3, 4), mg.tensor([[1], [2], [3]]))
     assert [x.name for x in graph.input] == ["input_0", "input_1"]
+
+
+def test_parameters_may_have_the_names_of_inputs_and_nodes(tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.input, self.add_0, self.output = (nn.Parameter(mg.randn(4)) for _ in range(3))
+
+        def forward(self, x):
+            return (x + self.input) * self.add_0 + self.output
+
+    check(tmp_path, Named(), mg.zeros(3, 4))
 
 
 # Whole models --------------------------------------------------------------------------------------------------------
@@ -235,6 +255,23 @@ class Residual(nn.Module):
     def forward(self, x):
         y = x + self.scale * self.conv(self.drop(F.relu(self.norm(self.conv(x)))))
         return self.head(y.mean((2, 3)))
+
+
+class Recurrent(nn.Module):
+    """Two steps of a normalized cell, from a state of zeros."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm = spectral_norm(nn.LSTMCell(3, 4), "weight_hh")
+        self.gru = nn.GRUCell(4, 5)
+
+    def forward(self, x):
+        return self.gru(self.lstm(x, self.lstm(x))[0])
+
+
+def test_recurrent_cells_unrolled(tmp_path):
+    held = weights(check(tmp_path, Recurrent(), mg.randn(2, 3)))
+    assert {"lstm.weight_ih", "lstm.weight_hh", "gru.weight_ih"} <= {name.split("/")[0] for name in held}
 
 
 def test_the_papers_discriminator(tmp_path):
@@ -281,6 +318,7 @@ def test_the_batch_axis_has_a_name_and_the_others_a_size(tmp_path):
     graph = check(tmp_path, nn.Sequential(nn.Conv2d(4, 2, 3), nn.Flatten(0, 1)), mg.zeros(3, 4, 5, 5))
     dims = [[d.dim_param or d.dim_value for d in x.type.tensor_type.shape.dim] for x in (*graph.input, *graph.output)]
     assert dims == [["batch", 4, 5, 5], ["2*batch", 3, 3]]
+    assert [node.op_type for node in graph.node] == ["Conv", "Reshape", "Identity"]
 
 
 # The model is left as it was, the file whole -------------------------------------------------------------------------
@@ -295,7 +333,10 @@ def test_nothing_of_the_model_changes(tmp_path):
     grads = [x.grad for x in model.parameters()]
     values = [x.grad.numpy().copy() for x in model.parameters()]
     source = mg._random.default.get_state()
+    recording = []
+    model.append(Ops(lambda x: recording.append(mg.is_grad_enabled()) or x))
     mg.export.onnx(model, mg.randn(3, 4, generator=mg.Generator(1)), tmp_path / "a.onnx")
+    assert recording == [False] * 3
     assert [m.training for m in model.modules()].count(False) == 1
     assert not model[1].training
     assert all(np.array_equal(before[key], x.numpy()) for key, x in model.state_dict().items())
@@ -351,7 +392,7 @@ def branch(x):
 REFUSED = {
     "a value": (lambda x: x * x.sum().item(), ValueError, r"op 'mul'.*neither constant nor affine.*item\(\)"),
     "an array": (lambda x: x + mg.tensor(x.numpy().sum(0)), ValueError, r"op 'add'.*numpy\(\)"),
-    "a mask": (lambda x: x[x > 0], ValueError, "op 'take'.*a mask as index"),
+    "a mask": (lambda x: x[x > 0], ValueError, "op 'take'.*a mask or a list as index"),
     "a branch": (branch, ValueError, r"ran other ops.*where\(\)"),
     "randomness": (lambda x: x * mg.rand(4), ValueError, "op 'mul'.*random numbers"),
     "dropout in a forward": (lambda x: F.dropout(x, 0.5), ValueError, "op 'mul'.*random numbers"),
@@ -362,6 +403,7 @@ REFUSED = {
     "a root of the batch size": (lambda x: x.std(0), ValueError, "op 'div'.*neither constant nor affine"),
     "padding by the batch size": (lambda x: F.pad(x, (x.shape[0], 0)), ValueError, "op pad.*depends on the batch size"),
     "a by-product": (lambda x: mg.ops.batch_norm.standardize(x)[1], NotImplementedError, "by-product of batch_norm"),
+    "arithmetic of bools": (lambda x: (x > 0) + (x < 1), NotImplementedError, r"Add.*tensor\(bool\).*Cast its input"),
     "a constant": (lambda x: mg.ones(2), ValueError, "output 0 is not made from the input"),
     "no tensor": (lambda x: x.sum().item(), TypeError, "to return a tensor.*float"),
     "an op without a form": (
