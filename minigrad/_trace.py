@@ -16,7 +16,8 @@ import numpy as np
 from minigrad._mode import no_grad, witnessed
 from minigrad._op import Op
 from minigrad._tensor import Tensor
-from minigrad.nn.module import Module, _calls
+from minigrad.nn import _calls
+from minigrad.nn.module import Module
 from minigrad.ops.creation import tensor
 
 
@@ -132,7 +133,7 @@ class _Run:
         self.seen: list[tuple[Tensor, int]] = []  # with their versions
         self.alive: list[Tensor] = []  # so that no id comes twice
         self.normalized = [
-            (f"{path}.{name}".lstrip("."), id(module), name)
+            (f"{path}.{name}".lstrip("."), module, name)
             for path, module in model.named_modules()
             for name in module._parametrized()
         ]
@@ -190,7 +191,8 @@ class _Run:
     def _name(self, x: Tensor) -> str | None:
         """The path of a parameter or a buffer, or of the weight that a running call has normalized."""
         for path, module, name in self.normalized:
-            if module in _calls.values and _calls.values[module][name].data is x.data:
+            running = _calls.value(module, name)
+            if running is not None and running.data is x.data:
                 return path
         return self.names.get(id(x.data))
 
