@@ -1,5 +1,7 @@
 """What the project is for: power iteration, spectra, and `minigrad.spectral.study` of the gradient conventions."""
 
 from minigrad.ops.spectral import power_iteration as power_iteration
+from minigrad.spectral.diagnosis import diagnose as diagnose
 from minigrad.spectral.emulation import emulate as emulate
+from minigrad.spectral.gradients import compare_gradients as compare_gradients
 from minigrad.spectral.linalg import singular_values as singular_values
