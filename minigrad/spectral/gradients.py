@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad._differences import Differences, differentiate, measure_noise
+from minigrad._differences import ROUNDING, measure_noise
 from minigrad._tensor import Tensor
 from minigrad.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from minigrad.nn.embedding import Embedding
@@ -19,11 +19,12 @@ from minigrad.ops.conventions import CONVENTIONS
 from minigrad.ops.creation import tensor
 from minigrad.spectral.emulation import LIBRARIES, Library, emulate
 from minigrad.spectral.oracles import ORACLES, Array, unit
-from minigrad.spectral.residuals import Directions, Numeric, Residual, compare, directions, first_step
+from minigrad.spectral.residuals import Directions, Numeric, Residual, compare, differentiate, directions, first_step
 from minigrad.spectral.table import MISSING, WEIGHT, Column, Row, Table
 from minigrad.spectral.weights import Loss, Normalized, as_matrix, host, normalized_weights
 
 EPS = 2.0**-52
+HALVINGS = 16  # of the step, in float32
 RANDOM = 4  # directions, beside G, W and u vᵀ
 #: Libraries whose matrix has the inputs of a transposed convolution as rows, which others have the outputs as: theirs
 #: is the last axis of (kh, kw, out, in), or the first of (in, out, kh, kw).
@@ -212,21 +213,33 @@ def _evaluate(function: Loss, key: tuple[Module, str], w_tilde: Callable[[Array]
 def _differences(
     f: Callable[[Array], float], weight: Array, along: Directions, step: float, size: float, eps: float
 ) -> Numeric:
-    """The derivatives of f at the weight along each direction, f being computed to a relative precision of eps.
+    """The derivatives of f at the weight along each direction, f being computed to a relative precision of eps."""
+    if eps == EPS:
+        return differentiate(f, weight, along, step)
+    found = [_coarse(f, weight, row.reshape(weight.shape), step, size, eps) for row in along.rows]
+    return Numeric(np.array([value for value, _ in found]), np.array([error for _, error in found]))
 
-    Beyond float64 the noise of f is measured at points so far apart that float32 tells them from one another.
+
+def _coarse(
+    f: Callable[[Array], float], weight: Array, direction: Array, step: float, size: float, eps: float
+) -> tuple[float, float]:
+    """The same in float32, where steps cannot be small enough to be clear of a network's kinks, which the finer scheme
+    takes for accidents: the central difference that least disagrees with its neighbours, and by how much it does.
+
+    The noise of f is measured at points so far apart that float32 can tell them from one another.
     """
-    one = np.ones((1, 1))
 
-    def along_one(direction: Array) -> Differences:
-        def through(t: float) -> Array:
-            return np.array([f(weight + t * direction)])
+    def through(t: float) -> Array:
+        return np.array([f(weight + t * direction)])
 
-        noise = measure_noise(through, one, step if eps == EPS else 2.0**18 * size)
-        return differentiate(through, one, step, np.maximum(noise, eps * abs(f(weight))))
-
-    found = [along_one(row.reshape(weight.shape)) for row in along.rows]
-    return Numeric(np.concatenate([d.value for d in found]), np.concatenate([d.error for d in found]))
+    noise = max(measure_noise(through, np.ones((1, 1)), 2.0**18 * size)[0], eps * abs(f(weight)))
+    steps = step * 0.5 ** np.arange(HALVINGS)
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = np.array([(through(h) - through(-h))[0] / (2 * h) for h in steps])
+        around = np.stack([values[i : i + HALVINGS - 3] for i in range(4)])
+        errors = np.ptp(around, axis=0) + ROUNDING * noise / steps[1 : HALVINGS - 2]
+    best = int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))
+    return float(values[best + 1]), float(errors[best])
 
 
 def _conventions(weight: Normalized, function: Loss) -> Iterator[Row]:
