@@ -5,3 +5,4 @@ from minigrad.spectral.diagnosis import diagnose as diagnose
 from minigrad.spectral.emulation import emulate as emulate
 from minigrad.spectral.gradients import compare_gradients as compare_gradients
 from minigrad.spectral.linalg import singular_values as singular_values
+from minigrad.spectral.lipschitz import lipschitz_bounds as lipschitz_bounds

@@ -40,7 +40,17 @@ def diagnose(model: Module, loss: Callable[[], Tensor] | None = None) -> Table:
     >>> _ = mg.manual_seed(0)
     >>> layer = mg.nn.utils.spectral_norm(mg.nn.Linear(4, 3), n_init_iterations=1, gradient="detached")
     >>> x = mg.randn(5, 4)
-    >>> print(mg.spectral.diagnose(layer, lambda: layer(x).square().mean()))
+    >>> table = mg.spectral.diagnose(layer, lambda: layer(x).square().mean())
+    >>> print(table)
+    Spectral normalization in Linear
+    weight  shape        σ̂       σ₁  σ₂/σ₁   ‖W̄‖₂  gradient     λ  ‖∂L/∂W‖  ⟨∂L/∂W, W⟩
+    ----------------------------------------------------------------------------------
+    weight  3×4    0.49611  0.79823  0.823  1.609  detached  3.72     4.26     3.7e+00
+    ----------------------------------------------------------------------------------
+    σ̂ at the stored u, v; σ₁ by SVD; W̄ = W/σ̂. Every function of W/σ(W) has ⟨∂L/∂W, W⟩ = 0: the gradient
+    of weight (detached) is that of none.
+    >>> f"{table[0]['norm']:.3f}"
+    '1.609'
     """
     weights = normalized_weights("diagnose", model)
     slopes = None if loss is None else _slopes(Loss("diagnose", model, loss, weights), weights)
@@ -72,8 +82,8 @@ def diagnose(model: Module, loss: Callable[[], Tensor] | None = None) -> Table:
             Column("radial", "⟨∂L/∂W,\u00a0W⟩", ".1e"),
         ]
         off = [f"{WEIGHT.show(row)} ({row['gradient']})" for row in rows if row["invariant"] is False]
-        note += " ⟨∂L/∂W, W⟩ is 0 for the derivative of any function of W/σ(W)"
-        note += f"; for {', '.join(off)} it is not, and the gradient none of those." if off else ", as it is here."
+        note += " Every function of W/σ(W) has ⟨∂L/∂W, W⟩ = 0"
+        note += f": the gradient of {', '.join(off)} is that of none." if off else "."
     return Table(rows, columns, f"Spectral normalization in {type(model).__name__}", note)
 
 
