@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minigrad._differences import ROUNDING, measure_noise
+from minigrad._mode import enable_grad
 from minigrad._tensor import Tensor
 from minigrad.nn.conv import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from minigrad.nn.embedding import Embedding
@@ -109,7 +110,8 @@ def compare_gradients(
         if weight.rule.original.dtype == np.float16:
             raise TypeError(f"{who}: {weight.full_name} is float16, too coarse for differences: model.to(mg.float64)")
         found = _conventions(weight, function) if libraries is None else _emulations(weight, function, libraries)
-        rows += [{"layer": weight.path, "parameter": weight.name} | row for row in found]
+        with enable_grad():
+            rows += [{"layer": weight.path, "parameter": weight.name} | row for row in found]
     return _gradient_table(model, rows, libraries is not None)
 
 
@@ -166,8 +168,9 @@ class _Judge:
     ):
         flat, back = view.flat, view.back
         raw, factor, eps = weight.raw(), weight.scale(), max(function.eps, weight.eps())
-        sigmas = {name: abs(oracle.sigma(flat(raw), *points[name], sweeps)) for name, oracle in ORACLES.items()}
-        if not all(sigmas.values()):
+        with np.errstate(all="ignore"):
+            sigmas = {name: abs(oracle.sigma(flat(raw), *points[name], sweeps)) for name, oracle in ORACLES.items()}
+        if not all(sigma > 0 for sigma in sigmas.values()):
             raise ValueError(
                 f"{function.who}: σ of {weight.full_name} is 0, where W/σ has no derivative. Leave it out with layers=."
             )
@@ -342,7 +345,7 @@ def _gradient_table(model: Module, rows: list[Row], emulated: bool) -> Table:
             WEIGHT,
             Column("library", "library", text=True),
             Column("version", "version", text=True),
-            Column("ran", "", lambda row: "ran" if row["ran"] else "read only", text=True),
+            Column("ran", "code", lambda row: "ran" if row["ran"] else "read only", text=True),
             convention,
             Column("frozen", "frozen", residual("frozen")),
         ]

@@ -152,12 +152,13 @@ def _check_chain(calls: list[Call], x: Tensor, out: Tensor) -> None:
 
 def _through_shapes(edge: Node | Tensor, wanted: Node | Tensor) -> str | None:
     """None if a value is another one in a new shape; else what it comes from."""
-    while edge is not wanted:
-        if not isinstance(edge, Node) or edge.edges[0] is None:
+    at: Node | Tensor | None = edge
+    while at is not wanted:
+        if not isinstance(at, Node):
             return "elsewhere"
-        if edge.op.name not in ("reshape", "contiguous", "clone"):
-            return f"op {edge.op.name!r}"
-        edge = edge.edges[0]
+        if at.op.name not in ("reshape", "contiguous", "clone"):
+            return f"op {at.op.name!r}"
+        at = at.edges[0]
     return None
 
 
