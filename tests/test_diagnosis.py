@@ -485,7 +485,21 @@ def test_errors():
             call()
 
 
-def test_a_removed_normalization_is_no_row():
-    model = mg.nn.Sequential(layer(), layer(1, m=3, n=4))
+def test_only_spectral_normalization_makes_a_row():
+    class Positive(mg.nn.Parametrization):
+        def read(self):
+            return self.original.exp()
+
+    model = mg.nn.Sequential(layer(), layer(1, m=3, n=4), mg.nn.Linear(3, 2, **F64))
     remove_spectral_norm(model[0])
+    model[2].parametrize("weight", Positive(model[2].weight))
     assert [row["layer"] for row in diagnose(model)] == ["1"]
+
+
+def test_a_one_dimensional_weight_as_any_library_would_take_it():
+    """As a column: one sweep is exact, and all oracles are one but for what the ε of each library leaves."""
+    module = mg.nn.Module()
+    module.gain, x = mg.nn.Parameter(mg.randn(5, **F64)), mg.randn(5, **F64)
+    spectral_norm(module, "gain")
+    for row in compare_gradients(module, lambda: (module.gain * x).sin().sum(), like="all"):
+        assert ("frozen" in row["meets"]) == (LIBRARIES[row["library"]].gradient == "fixed_uv")

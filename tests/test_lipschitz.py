@@ -54,6 +54,7 @@ def test_upper_is_above_lower_is_above_nothing_that_happens():
     bounds = lipschitz_bounds(model, x)
     rng = np.random.default_rng(0)
     assert bounds.upper >= max(bounds.lower, quotients(model, x, rng).max())
+    assert bounds[:2] == lipschitz_bounds(model.eval(), x)[:2]  # it was in training mode before
     near = x[bounds.example].numpy()[None] + 1e-6 * rng.standard_normal((300, 2, 8, 8))
     moved = model(mg.tensor(near)) - model(x[bounds.example : bounds.example + 1])
     ratios = np.linalg.norm(moved.detach().numpy().reshape(300, -1), axis=1)
@@ -110,11 +111,10 @@ def test_batch_norm_scales_by_its_running_statistics():
     norm = nn.BatchNorm1d(3, **F64)
     with mg.no_grad():
         norm.weight.copy_(mg.tensor([1.0, -5.0, 2.0], **F64))
-        norm.running_var.copy_(mg.tensor([0.01, 4.0, 0.25], **F64))
-    assert lipschitz_bounds(norm, mg.randn(4, 3, **F64)).upper == pytest.approx(1 / math.sqrt(0.01 + 1e-5), rel=1e-14)
-    assert lipschitz_bounds(nn.BatchNorm1d(3, affine=False, **F64), mg.randn(4, 3, **F64)).upper == pytest.approx(
-        1 / math.sqrt(1 + 1e-5), rel=1e-14
-    )
+        norm.running_var.copy_(mg.tensor([0.01, 0.04, 0.25], **F64))
+    plain, x = nn.BatchNorm1d(3, affine=False, **F64), mg.randn(4, 3, **F64)
+    assert lipschitz_bounds(norm, x).upper == pytest.approx(5 / math.sqrt(0.04 + 1e-5), rel=1e-14)
+    assert lipschitz_bounds(plain, x).upper == pytest.approx(1 / math.sqrt(1 + 1e-5), rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_nothing_of_the_model_changes():
 
 
 def test_float32():
-    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Unflatten(1, (1, 5)), nn.Conv1d(1, 2, 3), nn.Flatten())
     x = mg.randn(8, 6)
     single = lipschitz_bounds(model, x)
     double = lipschitz_bounds(model.to(mg.float64), x.to(mg.float64))

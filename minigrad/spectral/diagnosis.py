@@ -57,7 +57,7 @@ def diagnose(model: Module, loss: Callable[[], Tensor] | None = None) -> Table:
     rows = []
     for i, weight in enumerate(weights):
         sigma_hat, values = weight.spectrum()
-        shape = as_matrix(weight.raw(), weight.rule.dim).shape
+        shape = as_matrix(weight.raw(), weight.dim).shape
         sigma = float(values[0])
         gap = (float(values[1]) if len(values) > 1 else 0.0) / sigma if sigma else math.nan
         norm = abs(sigma / sigma_hat) if sigma_hat else 0.0

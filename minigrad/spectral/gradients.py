@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,11 @@ from minigrad.ops.conventions import CONVENTIONS
 from minigrad.ops.creation import tensor
 from minigrad.spectral.emulation import LIBRARIES, Library, emulate
 from minigrad.spectral.oracles import ORACLES, Array, unit
-from minigrad.spectral.residuals import Directions, Numeric, Residual, compare, differentiate, directions, first_step
+from minigrad.spectral.residuals import Directions, Numeric, Residual, compare, differentiate, directions
 from minigrad.spectral.table import MISSING, WEIGHT, Column, Row, Table
 from minigrad.spectral.weights import Loss, Normalized, as_matrix, host, normalized_weights
+
+Places = np.ndarray[Any, np.dtype[np.int64]]
 
 EPS = 2.0**-52
 HALVINGS = 16  # of the step, in float32
@@ -124,36 +125,29 @@ def _libraries(like: str | Sequence[str]) -> list[str]:
     return names
 
 
-@dataclass(frozen=True)
 class View:
     """The matrix of a weight, turned so that sweeps go u first: for the order "vu" it is the transpose.
 
-    `axis`: the rows of the matrix before it is turned; None: the padded square of "aidotnet".
+    `places`: in the place of each entry of the matrix the number of the entry of the weight that stands there, from 1
+    on in the weight's own order; 0 for none.
     """
 
-    shape: tuple[int, ...]
-    axis: int | None
-    order: str
+    def __init__(self, places: Places, order: str):
+        self.order = order
+        self.places = places if order == "uv" else places.T
 
     def flat(self, weight: Array) -> Array:
         """The matrix of a weight."""
-        if self.axis is None:
-            side = math.isqrt(weight.size - 1) + 1
-            matrix = np.pad(weight.ravel(), (0, side * side - weight.size)).reshape(side, side)
-        else:
-            matrix = as_matrix(weight, self.axis)
-        return matrix if self.order == "uv" else matrix.T
+        entries: Array = np.append(0.0, weight)
+        return entries[self.places]
 
-    def back(self, matrix: Array) -> Array:
-        """The adjoint of `flat`, and its inverse."""
-        matrix = matrix if self.order == "uv" else matrix.T
-        if self.axis is None:
-            return matrix.ravel()[: math.prod(self.shape)].reshape(self.shape)
-        moved = [self.shape[self.axis], *self.shape[: self.axis], *self.shape[self.axis + 1 :]]
-        return np.moveaxis(matrix.reshape(moved), 0, self.axis)
+    def back(self, matrix: Array, shape: tuple[int, ...]) -> Array:
+        """The adjoint of `flat`, for a weight of this shape."""
+        entries = np.bincount(self.places.ravel(), matrix.ravel(), math.prod(shape) + 1).astype(np.float64)
+        return entries[1:].reshape(shape)
 
     def turned(self, u: Array, v: Array) -> tuple[Array, Array]:
-        """u and v of the matrix before it was turned, or of the turned one before that."""
+        """u and v of the matrix before it was turned as those of the turned one, and the other way round."""
         return (u, v) if self.order == "uv" else (v, u)
 
 
@@ -166,49 +160,52 @@ class _Judge:
     def __init__(
         self, weight: Normalized, function: Loss, view: View, points: Mapping[str, tuple[Array, Array]], sweeps: int
     ):
-        flat, back = view.flat, view.back
-        raw, factor, eps = weight.raw(), weight.scale(), max(function.eps, weight.eps())
-        with np.errstate(all="ignore"):
-            sigmas = {name: abs(oracle.sigma(flat(raw), *points[name], sweeps)) for name, oracle in ORACLES.items()}
+        self.weight, self.function, self.view, self.points, self.sweeps = weight, function, view, points, sweeps
+        raw = weight.raw()
+        self.factor, self.floor = weight.scale(), function.floor(weight)
+        sigmas = {name: abs(self._sigma(name, raw)) for name in ORACLES}
         if not all(sigma > 0 for sigma in sigmas.values()):
             raise ValueError(
                 f"{function.who}: σ of {weight.full_name} is 0, where W/σ has no derivative. Leave it out with layers=."
             )
+        upstream, point = self._upstream("frozen", raw), points["frozen"]
+        named = {"G": upstream, "W": raw, "u vᵀ": view.back(np.outer(*point), raw.shape)}
+        along = self.along = directions(raw, named, RANDOM, False, 0)
+        self.scale = float(np.linalg.norm(upstream)) / sigmas["frozen"]
+        self.frozen = view.back(ORACLES["frozen"].gradient(view.flat(upstream), view.flat(raw), *point), raw.shape)
+        eps = max(function.eps, weight.eps())
+        self.numeric = {
+            name: _differences(partial(self._loss, name), raw, along, 0.1 * size, eps) for name, size in sigmas.items()
+        }
 
-        def w_tilde(oracle: str, w: Array) -> Tensor:
-            with np.errstate(all="ignore"):
-                return weight.tensor(factor * w / ORACLES[oracle].sigma(flat(w), *points[oracle], sweeps))
+    def _sigma(self, oracle: str, w: Array) -> float:
+        with np.errstate(all="ignore"):
+            return ORACLES[oracle].sigma(self.view.flat(w), *self.points[oracle], self.sweeps)
 
-        def upstream(oracle: str) -> Array:
-            leaf = w_tilde(oracle, raw).requires_grad_()
-            (g,) = function.gradients({weight.key: leaf}, [leaf])
-            if g is None or not host(g).any():
-                raise ValueError(
-                    f"{function.who}: the loss does not depend on {weight.full_name}: its gradient is 0. Use it in the "
-                    f"loss, or leave it out with layers=."
-                )
-            return factor * host(g)
+    def _w_tilde(self, oracle: str, w: Array) -> Tensor:
+        with np.errstate(all="ignore"):
+            return self.weight.tensor(self.factor * w / self._sigma(oracle, w))
 
-        arriving = {name: upstream(name) for name in ORACLES}
-        named = {"G": arriving["frozen"], "W": raw, "u vᵀ": back(np.outer(*points["frozen"]))}
-        self.along = directions(raw, named, RANDOM, False, 0)
-        self.scale = float(np.linalg.norm(arriving["frozen"])) / sigmas["frozen"]
-        self.floor = function.floor(weight)
-        self.numeric: dict[str, Numeric] = {}
-        self.closed: dict[str, Array] = {}
-        for name, oracle in ORACLES.items():
-            step = first_step(flat(raw)) if name == "svd" else 0.1 * sigmas[name]
-            through = partial(_evaluate, function, weight.key, partial(w_tilde, name))
-            self.numeric[name] = _differences(through, raw, self.along, step, 0.1 * sigmas[name], eps)
-            slope = oracle.gradient(flat(arriving[name]), flat(raw), *points[name], sweeps)
-            self.closed[name] = back(slope)
+    def _loss(self, oracle: str, w: Array) -> float:
+        return self.function({self.weight.key: self._w_tilde(oracle, w)})
+
+    def _upstream(self, oracle: str, w: Array) -> Array:
+        """G = ∂L/∂W̄, where the oracle has W̄."""
+        leaf = self._w_tilde(oracle, w).requires_grad_()
+        (g,) = self.function.gradients({self.weight.key: leaf}, [leaf])
+        if g is None or not host(g).any():
+            raise ValueError(
+                f"{self.function.who}: the loss does not depend on {self.weight.full_name}: its gradient is 0. Use it "
+                f"in the loss, or leave it out with layers=."
+            )
+        return self.factor * host(g)
 
     def __call__(self, convention: str, gradient: Array | None) -> Row:
         """What a row says of a gradient."""
         found: dict[str, Residual] = {}
         if gradient is not None:
             for name in ORACLES:
-                numbers = self.closed[name], self.numeric[name], self.along, self.scale, self.floor
+                numbers = self.frozen, self.numeric[name], self.along, self.scale, self.floor
                 found[name] = compare(convention, name, gradient, *numbers)
         row: Row = {"convention": convention}
         for name in ORACLES:
@@ -219,22 +216,18 @@ class _Judge:
         return row | {"relative": frozen and frozen.relative, "angle": frozen and frozen.angle}
 
 
-def _evaluate(function: Loss, key: tuple[Module, str], w_tilde: Callable[[Array], Tensor], w: Array) -> float:
-    return function({key: w_tilde(w)})
-
-
 def _differences(
-    f: Callable[[Array], float], weight: Array, along: Directions, step: float, size: float, eps: float
+    f: Callable[[Array], float], weight: Array, along: Directions, step: float, eps: float
 ) -> Numeric:
     """The derivatives of f at the weight along each direction, f being computed to a relative precision of eps."""
     if eps == EPS:
         return differentiate(f, weight, along, step)
-    found = [_coarse(f, weight, row.reshape(weight.shape), step, size, eps) for row in along.rows]
+    found = [_coarse(f, weight, row.reshape(weight.shape), step, eps) for row in along.rows]
     return Numeric(np.array([value for value, _ in found]), np.array([error for _, error in found]))
 
 
 def _coarse(
-    f: Callable[[Array], float], weight: Array, direction: Array, step: float, size: float, eps: float
+    f: Callable[[Array], float], weight: Array, direction: Array, step: float, eps: float
 ) -> tuple[float, float]:
     """The same in float32, where steps cannot be small enough to be clear of a network's kinks, which the finer scheme
     takes for accidents: the central difference that least disagrees with its neighbours, and by how much it does.
@@ -245,7 +238,7 @@ def _coarse(
     def through(t: float) -> Array:
         return np.array([f(weight + t * direction)])
 
-    noise = max(measure_noise(through, np.ones((1, 1)), 2.0**18 * size)[0], eps * abs(f(weight)))
+    noise = max(measure_noise(through, np.ones((1, 1)), 2.0**18 * step)[0], eps * abs(f(weight)))
     steps = step * 0.5 ** np.arange(HALVINGS)
     with np.errstate(invalid="ignore", over="ignore"):
         values = np.array([(through(h) - through(-h))[0] / (2 * h) for h in steps])
@@ -258,7 +251,7 @@ def _coarse(
 def _conventions(weight: Normalized, function: Loss) -> Iterator[Row]:
     """A row for each gradient convention, at the stored vectors."""
     rule = weight.rule
-    view = View(rule.original.shape, rule.dim, rule.order)
+    view = View(as_matrix(_numbers(weight), weight.dim), rule.order)
     point = view.turned(*map(host, weight.vectors()))
     judge = _Judge(weight, function, view, dict.fromkeys(ORACLES, point), rule.n_power_iterations)
     for name in CONVENTIONS:
@@ -273,22 +266,23 @@ def _conventions(weight: Normalized, function: Loss) -> Iterator[Row]:
 
 def _emulations(weight: Normalized, function: Loss, libraries: Sequence[str]) -> Iterator[Row]:
     """A row for each library's own call."""
-    rule, judges = weight.rule, dict[tuple[View, str, float], _Judge]()
+    rule, judges = weight.rule, dict[tuple[int | None, str, str, float], _Judge]()
     n, like = rule.n_power_iterations, weight.vectors()[0]
     for name in libraries:
         library = LIBRARIES[name]
-        axis = library_axis(name, weight.module, rule.dim)
-        view = View(rule.original.shape, axis if library.rows != "square" else None, library.order)
-        matrix = view.flat(weight.raw())
-        if view.axis == rule.dim:
+        axis = library_axis(name, weight.module, weight.dim)
+        square = library.rows == "square"
+        places = _square(_numbers(weight)) if square else as_matrix(_numbers(weight), axis)
+        if axis == weight.dim and not square:
             u, v = map(host, weight.vectors())
         else:
             rng = np.random.default_rng(0)
-            u, v = view.turned(*(unit(rng.standard_normal(extent)) for extent in matrix.shape))
-        kind = view, library.form, library.eps
+            u, v = (unit(rng.standard_normal(extent)) for extent in places.shape)
+        kind = None if square else axis, library.order, library.form, library.eps
         if kind not in judges:
+            view = View(places, library.order)
             start = view.turned(u, v)
-            end = _swept(matrix, *start, n, library)
+            end = _swept(view.flat(weight.raw()), *start, n, library)
             judges[kind] = _Judge(weight, function, view, {"frozen": end, "svd": end, "live": start}, n)
         leaf = rule.original.detach().clone().requires_grad_()
         vectors = (tensor(x, dtype=like.dtype, device=like.device) for x in (u, v))
@@ -296,6 +290,17 @@ def _emulations(weight: Normalized, function: Loss, libraries: Sequence[str]) ->
         gradient = _gradient(function, weight, weight.scaled(call.weight_bar), leaf)
         found = judges[kind](library.gradient, gradient)
         yield {"library": name, "version": library.version, "ran": library.ran} | found
+
+
+def _numbers(weight: Normalized) -> Places:
+    """1, 2, … in the shape of the weight."""
+    return np.arange(1, weight.rule.original.numel() + 1).reshape(weight.rule.original.shape)
+
+
+def _square(entries: Places) -> Places:
+    """The entries in ⌈√N⌉ rows of that length, zeros at the end."""
+    side = math.isqrt(entries.size - 1) + 1
+    return np.pad(entries.ravel(), (0, side * side - entries.size)).reshape(side, side)
 
 
 def _gradient(function: Loss, weight: Normalized, w_tilde: Tensor, leaf: Tensor) -> Array:

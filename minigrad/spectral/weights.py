@@ -43,6 +43,11 @@ class Normalized(NamedTuple):
         """What `substituted` knows it by."""
         return self.module, self.name
 
+    @property
+    def dim(self) -> int:
+        """The axis that is the rows of the matrix."""
+        return self.rule.dim
+
     def raw(self) -> Array:
         """W, in float64 on the host."""
         return host(self.rule.original)
@@ -58,7 +63,7 @@ class Normalized(NamedTuple):
 
     def spectrum(self) -> tuple[float, Array]:
         """σ̂, by which evaluation mode divides W, and the singular values that it stands for, in decreasing order."""
-        matrix = as_matrix(self.raw(), self.rule.dim)
+        matrix = as_matrix(self.raw(), self.dim)
         values: Array = np.linalg.svd(matrix, compute_uv=False).astype(np.float64)
         if self.rule.original.ndim == 1 or self.rule.gradient == "exact":
             return float(values[0]), values
@@ -68,7 +73,7 @@ class Normalized(NamedTuple):
     def normalize(self, gradient: str, weight: Tensor, n_power_iterations: int) -> Tensor:
         """W̃ of a weight in the place of W, from the stored vectors, to be differentiated by the convention named."""
         rule = self.rule
-        options: dict[str, Any] = {"eps": rule.eps, "dim": rule.dim, "order": rule.order}
+        options: dict[str, Any] = {"eps": rule.eps, "dim": self.dim, "order": rule.order}
         return self.scaled(
             apply(gradient, weight, *self.vectors(), n_power_iterations=n_power_iterations, **options)
         )
@@ -113,7 +118,7 @@ def normalized_weights(who: str, model: Module, layers: str = "") -> list[Normal
     return chosen
 
 
-def as_matrix(weight: Array, axis: int) -> Array:
+def as_matrix(weight: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
     """The axis as rows, all others as columns."""
     return np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
 
