@@ -1,4 +1,4 @@
-"""What the project is for: power iteration, spectra, and `minigrad.spectral.study` of the gradient conventions."""
+"""What the project is for: power iteration, spectra, diagnosis of any model, and `minigrad.spectral.study`."""
 
 from minigrad.ops.spectral import power_iteration as power_iteration
 from minigrad.spectral.diagnosis import diagnose as diagnose
