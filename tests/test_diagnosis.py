@@ -236,6 +236,28 @@ def test_degenerate_and_frozen_weights_and_those_without_a_part_in_the_loss():
     assert "—" in str(diagnose(model, lambda: model[1](x).sum()))
 
 
+def test_a_parameter_of_two_modules_has_a_row_for_each():
+    """Each with its own vectors, and its own part of the gradient."""
+    one, other = mg.nn.Linear(3, 3, **F64), mg.nn.Linear(3, 3, **F64)
+    other.weight = one.weight
+    model = mg.nn.Sequential(*(spectral_norm(module, n_init_iterations=0) for module in (one, other)))
+    x = mg.randn(4, 3, **F64)
+    first, second = diagnose(model, lambda: model(x).sin().sum())
+    assert first["sigma"] == second["sigma"] and first["sigma_hat"] != second["sigma_hat"]
+    assert first["invariant"] and second["invariant"] and first["lam"] != second["lam"]
+    meets = [row["meets"] for row in compare_gradients(model, lambda: model(x).sin().sum())]
+    assert meets == [*MEETS.values()] * 2
+
+
+def test_float16_has_the_numbers_and_no_differences():
+    model = spectral_norm(mg.nn.Linear(6, 4, dtype=mg.float16))
+    x = mg.randn(3, 6).half()
+    (row,) = diagnose(model, lambda: model(x).square().sum())
+    raw = parts(model)[0].detach().numpy().astype(np.float64)
+    assert row["sigma"] == pytest.approx(np.linalg.norm(raw, 2), rel=1e-12)
+    assert row["invariant"] and row["grad_norm"] > 0
+
+
 # Nothing changes ------------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +492,7 @@ def test_errors():
         (lambda: diagnose(plain), ValueError, "diagnose: Linear has no spectrally normalized weight. Register one"),
         (compare(plain), ValueError, "compare_gradients: Linear has no spectrally normalized weight"),
         (lambda: diagnose(module, lambda: module(x)), ValueError, r"to return a scalar Tensor.*; got shape \(3, 4\)"),
+        (compare(module, mg.tensor(1.0)), TypeError, "expected loss to be a callable, .*; got Tensor"),
         (compare(module, lambda: 1.0), ValueError, "to return a scalar Tensor.*; got float"),
         (compare(module, lambda: module(x).sum() / 0), ValueError, "a finite loss; .* returned -?inf"),
         (lambda: diagnose(module, lambda: module(x).sum() / 0), ValueError, "a finite loss; .* returned -?inf"),

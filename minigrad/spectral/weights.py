@@ -135,6 +135,9 @@ class Loss:
     """
 
     def __init__(self, who: str, model: Module, loss: Callable[[], Tensor], weights: Sequence[Normalized]):
+        if not callable(loss):
+            got = type(loss).__name__
+            raise TypeError(f"{who}: expected loss to be a callable, as lambda: criterion(model(x), y); got {got}")
         self.who, self.model, self.loss = who, model, loss
         self.read = {w.key: w.rule.read().detach() for w in weights}
         self.eps = math.nan  # the machine precision of what it returned last
