@@ -62,7 +62,8 @@ def test_upper_is_above_lower_is_above_nothing_that_happens():
     assert 0 < ratios.max() <= bounds.lower * (1 + 1e-4)
     assert bounds.upper == pytest.approx(math.prod(row["constant"] for row in bounds.layers), rel=1e-14)
     assert [row["layer"] for row in bounds.layers] == [str(i) for i in range(14)]
-    assert f"{bounds.upper:.6g}" in str(bounds.layers)
+    assert f"{bounds.lower:.6g} ≤ Lipschitz constant ≤ {bounds.upper:.6g}" in str(bounds)
+    assert "MaxPool2d" in bounds._repr_html_()
 
 
 def test_a_linear_network_of_one_layer_is_exact():

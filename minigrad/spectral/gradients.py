@@ -353,7 +353,7 @@ def _gradient_table(model: Module, rows: list[Row], emulated: bool) -> Table:
         ]
     columns += [
         Column("meets", "meets", lambda row: ", ".join(row["meets"]) or "none", text=True),
-        Column("relative", "off by", off),
+        Column("relative", "off\u00a0by", off),
         Column("angle", "angle", ".2f"),
     ]
     whose = "each library's" if emulated else "each convention's"

@@ -31,6 +31,12 @@ class LipschitzBounds(NamedTuple):
     layers: Table
     example: int
 
+    def __str__(self) -> str:
+        return str(self.layers)
+
+    def _repr_html_(self) -> str:
+        return self.layers._repr_html_()
+
 
 def lipschitz_bounds(model: Module, x: Tensor) -> LipschitzBounds:
     """Bounds of the Lipschitz constant, in the 2-norm, of a model in evaluation mode: `lower`, `upper`, `layers`.
