@@ -18,7 +18,7 @@ STYLE = (
     "<style>.mg-table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
     ".mg-table caption{caption-side:top;text-align:left;font-weight:600;padding:.3em .6em}"
     ".mg-table th,.mg-table td{padding:.2em .6em;text-align:right;vertical-align:top}"
-    ".mg-table tbody td{white-space:nowrap}.mg-table .mg-text{text-align:left}"
+    ".mg-table tbody td:not(.mg-text){white-space:nowrap}.mg-table .mg-text{text-align:left}"
     ".mg-table thead th{border-bottom:1px solid;vertical-align:bottom}"
     ".mg-table tfoot td{border-top:1px solid;text-align:left;font-size:90%;max-width:50em}</style>"
 )
