@@ -76,7 +76,7 @@ class Normalized(NamedTuple):
             return as_matrix(values, self.axis).astype(np.float64)
         if math.prod(self.shape) > MOST_ENTRIES:
             raise ValueError(
-                f"the convolution of {self.full_name}, for norm='operator', is a matrix {self.shape}: too large to be "
+                f"compare_gradients: the convolution of {self.full_name}, for norm='operator', is a matrix {self.shape}: too large to be "
                 f"written out. Leave it out with layers=, or register it for a smaller input_shape."
             )
         there, _ = self.rule.map.products(tensor(values, dtype=_dtypes.float64, device=self.rule.original.device))
