@@ -76,8 +76,8 @@ class Normalized(NamedTuple):
             return as_matrix(values, self.axis).astype(np.float64)
         if math.prod(self.shape) > MOST_ENTRIES:
             raise ValueError(
-                f"compare_gradients: the convolution of {self.full_name}, for norm='operator', is a matrix {self.shape}: too large to be "
-                f"written out. Leave it out with layers=, or register it for a smaller input_shape."
+                f"compare_gradients: the convolution of {self.full_name}, for norm='operator', is a matrix "
+                f"{self.shape}: too large to be written out. Leave it out with layers=, or use smaller images."
             )
         there, _ = self.rule.map.products(tensor(values, dtype=_dtypes.float64, device=self.rule.original.device))
         inputs = np.eye(self.shape[1]).reshape(-1, *self.rule.map.shapes(self.rule.original)[1])
