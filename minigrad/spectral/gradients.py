@@ -17,7 +17,8 @@ from minigrad.nn.embedding import Embedding
 from minigrad.nn.module import Module
 from minigrad.ops.conventions import CONVENTIONS
 from minigrad.ops.creation import tensor
-from minigrad.spectral.emulation import LIBRARIES, Library, emulate
+from minigrad.spectral.emulation import LIBRARIES, emulate
+from minigrad.spectral.libraries import square, sweep
 from minigrad.spectral.oracles import ORACLES, Array, unit
 from minigrad.spectral.residuals import Directions, Numeric, Residual, compare, differentiate, directions
 from minigrad.spectral.table import MISSING, WEIGHT, Column, Row, Table
@@ -268,18 +269,20 @@ def _emulations(weight: Normalized, function: Loss, libraries: Sequence[str]) ->
     for name in libraries:
         library = LIBRARIES[name]
         axis = library_axis(name, weight.module, weight.axis)
-        square = library.rows == "square"
-        places = _square(_numbers(weight)) if square else as_matrix(_numbers(weight), axis)
-        if axis == weight.axis and weight.reshaped and not square:
+        squared = library.rows == "square"
+        places = square(_numbers(weight)) if squared else as_matrix(_numbers(weight), axis)
+        if axis == weight.axis and weight.reshaped and not squared:
             u, v = weight.flat_vectors()
         else:
             rng = np.random.default_rng(0)
             u, v = (unit(rng.standard_normal(extent)) for extent in places.shape)
-        kind = None if square else axis, library.order, library.form, library.eps
+        kind = None if squared else axis, library.order, library.form, library.eps
         if kind not in judges:
             view = View(places, library.order)
             start = view.turned(u, v)
-            end = _swept(view.flat(weight.raw()), *start, n, library)
+            end = start
+            for _ in range(n):  # the view is turned: u first
+                end = sweep(library._replace(order="uv"), view.flat(weight.raw()), *end)
             judges[kind] = _Judge(weight, function, view, {"frozen": end, "svd": end, "live": start}, n)
         leaf = rule.original.detach().clone().requires_grad_()
         vectors = (tensor(x, dtype=like.dtype, device=like.device) for x in (u, v))
@@ -292,12 +295,6 @@ def _emulations(weight: Normalized, function: Loss, libraries: Sequence[str]) ->
 def _numbers(weight: Normalized) -> Places:
     """1, 2, … in the shape of the weight."""
     return np.arange(1, weight.rule.original.numel() + 1).reshape(weight.rule.original.shape)
-
-
-def _square(entries: Places) -> Places:
-    """The entries in ⌈√N⌉ rows of that length, zeros at the end."""
-    side = math.isqrt(entries.size - 1) + 1
-    return np.pad(entries.ravel(), (0, side * side - entries.size)).reshape(side, side)
 
 
 def _gradient(function: Loss, weight: Normalized, w_tilde: Tensor, leaf: Tensor) -> Array:
@@ -317,19 +314,6 @@ def library_axis(like: str, module: Module, dim: int) -> int:
     if isinstance(module, ConvTranspose1d | ConvTranspose2d | ConvTranspose3d):
         return 0 if like in ROWS_OF_INPUTS else 1
     return 0
-
-
-def _swept(matrix: Array, u: Array, v: Array, n: int, library: Library) -> tuple[Array, Array]:
-    """The vectors that the sweeps of a library end with."""
-
-    def normalized(x: Array) -> Array:
-        size, eps = float(np.linalg.norm(x)), library.eps
-        return x / {"clamp": max(size, eps), "add": size + eps, "sqrt": math.sqrt(size**2 + eps)}[library.form]
-
-    for _ in range(n):
-        u = normalized(matrix @ v)
-        v = normalized(matrix.T @ u)
-    return u, v
 
 
 def _gradient_table(model: Module, rows: list[Row], emulated: bool) -> Table:
