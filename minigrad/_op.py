@@ -8,8 +8,6 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
 from minigrad._mode import mode
 from minigrad._tensor import Tensor
 from minigrad.device import kernels
@@ -31,12 +29,15 @@ class Op:
     without a rule must not require grad.
     """
 
-    def __init__(self, forward: Callable[..., Any], *, broadcasts: bool = False, view: bool = False):
+    def __init__(
+        self, forward: Callable[..., Any], *, broadcasts: bool = False, view: bool = False, moves: bool = False
+    ):
         parameters = list(inspect.signature(forward).parameters.values())[1:]
         self.forward = forward
         self.name = forward.__name__.strip("_")
         self.broadcasts = broadcasts  # gradients are summed over the dimensions that an input was stretched along
         self.view = view  # the output may lie in the memory of the first input
+        self.moves = moves  # the output is on the device that the attribute `device` names
         self.inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
         self.attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -82,7 +83,10 @@ class Op:
         k = kernels(device)
         made = self.forward(k, *raw, **attributes)
         out, *byproducts = made if type(made) is tuple else (made,)
-        result = Tensor(out if type(out) is k.Array else np.asarray(out), device)
+        if self.moves:
+            device = attributes["device"]
+            k = kernels(device)
+        result = Tensor(k.asarray(out), device)
         if self.view and k.shares_memory(result.data, raw[0]):
             result.version = inputs[0].version
         aux = tuple(Tensor(array, device) for array in byproducts)
@@ -147,7 +151,7 @@ class Op:
 
     def _look_for_nan(self, k: Any, inputs: tuple[Any, ...], out: Tensor) -> None:
         tensors = {self.input_name(i): x for i, x in enumerate(inputs) if isinstance(x, Tensor)}
-        given = [name for name, x in tensors.items() if k.has_nan(x.data)]
+        given = [name for name, x in tensors.items() if kernels(x.device).has_nan(x.data)]
         if given:
             raise RuntimeError(f"detect_anomaly: op {self.name!r} was given NaN in {', '.join(given)}")
         if k.has_nan(out.data):
@@ -158,9 +162,9 @@ class Op:
         return f"<op {self.name}>"
 
 
-def primitive(*, broadcasts: bool = False, view: bool = False) -> Callable[[Callable[..., Any]], Op]:
-    """Make an `Op` of a forward function."""
-    return lambda forward: Op(forward, broadcasts=broadcasts, view=view)
+def primitive(**properties: bool) -> Callable[[Callable[..., Any]], Op]:
+    """Make an `Op` of a forward function; the properties are those of `Op`."""
+    return lambda forward: Op(forward, **properties)
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -222,7 +226,7 @@ class Node:
                     f"{self.op.name}.vjp for {self.op.input_name(i)!r}: expected a gradient of shape {edge.shape}, "
                     f"{edge.dtype}; the rule gave {gradient.shape}, {gradient.dtype}. The rule is wrong."
                 )
-            own = id(gradient.data) not in held and not kernels(g.device).is_view(gradient.data)
+            own = id(gradient.data) not in held and not kernels(gradient.device).is_view(gradient.data)
             yield edge, gradient, own
 
     def free(self) -> None:

@@ -23,11 +23,22 @@ def check(device: Any, who: str) -> str:
 
 def kernels(device: str) -> ModuleType:
     """The kernel package of a device; the only place where one is chosen."""
-    if device == "cpu":
-        return _cpu
-    raise RuntimeError(
-        "device 'cuda': this version of minigrad has no CUDA kernels. Use device='cpu', or upgrade minigrad."
-    )
+    return _cpu if device == "cpu" else _cuda or _load_cuda()
+
+
+_cuda: ModuleType | None = None  # the GPU's kernels, once they were asked for and found to be usable
+
+
+def _load_cuda() -> ModuleType:
+    global _cuda
+    try:
+        from minigrad.kernels import cuda as found
+    except ImportError as error:
+        raise RuntimeError(f"device 'cuda': {error}") from None
+    if problem := found.problem():
+        raise RuntimeError(f"device 'cuda': {problem}")
+    _cuda = found
+    return found
 
 
 def set_num_threads(n: int) -> None:
@@ -53,13 +64,14 @@ def set_num_threads(n: int) -> None:
 
 
 class cuda:
-    """The CUDA half of the devices: `mg.cuda`. This version has no CUDA kernels, and says so when asked for one.
+    """The CUDA half of the devices: `mg.cuda`. Nothing is imported or compiled for it before it is asked for.
+
+    Where a GPU cannot be used, RuntimeError says which piece is missing (numba-cuda, the driver, the GPU) and the
+    command that mends it.
 
     >>> import minigrad as mg
-    >>> mg.zeros(2, device="cuda")
-    Traceback (most recent call last):
-    ...
-    RuntimeError: device 'cuda': this version of minigrad has no CUDA kernels. Use device='cpu', or upgrade minigrad.
+    >>> if mg.cuda.is_available():
+    ...     x = mg.zeros(2, device="cuda")
     """
 
     @staticmethod
@@ -67,7 +79,31 @@ class cuda:
         """Can tensors be put on a GPU here?
 
         >>> import minigrad as mg
-        >>> mg.cuda.is_available()
-        False
+        >>> mg.cuda.is_available() in (True, False)
+        True
         """
-        return False
+        try:
+            kernels("cuda")
+        except RuntimeError:
+            return False
+        return True
+
+    @staticmethod
+    def synchronize() -> None:
+        """Wait until all kernels and copies that were launched are done."""
+        kernels("cuda").synchronize()
+
+    @staticmethod
+    def memory_allocated() -> int:
+        """Bytes of device memory that tensors live in."""
+        return kernels("cuda").memory_allocated()
+
+    @staticmethod
+    def memory_reserved() -> int:
+        """Bytes held from the device: those of tensors, and those kept to be used again."""
+        return kernels("cuda").memory_reserved()
+
+    @staticmethod
+    def empty_cache() -> None:
+        """Give the memory that no tensor lives in back to the device."""
+        kernels("cuda").empty_cache()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
+from collections.abc import Generator
 
 import hypothesis
+import numba
 import pytest
 
 import minigrad as mg
@@ -19,13 +23,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if numba.config.ENABLE_CUDASIM:
+        importlib.import_module("cuda_simulator").install()
     if config.getoption("--device") == "cuda" and not mg.cuda.is_available():
         raise pytest.UsageError("--device cuda: no CUDA device can be used here. Run without it, or with --device cpu.")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """An op without a kernel on the device is skipped by its own words; test_cuda_parity.py has the list of them."""
+    try:
+        return (yield)
+    except AttributeError as error:
+        if type(error).__name__ == "MissingKernel":
+            pytest.skip(str(error))
+        raise
 
 
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> str:
     return str(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture
+def on_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test makes is on the device, unless it says where."""
+    for name in ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "rand", "randn"):
+        monkeypatch.setattr(mg, name, functools.partial(getattr(mg, name), device=device))
+
+
+@pytest.fixture(scope="session")
+def most_elements(device: str) -> int:
+    """How many elements a test may give to the device: the simulator takes some 20 µs for each."""
+    return 5000 if device == "cuda" and numba.config.ENABLE_CUDASIM else 1 << 62
 
 
 @pytest.fixture(autouse=True)

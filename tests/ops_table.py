@@ -179,12 +179,22 @@ SHAPE = [
     Row("getitem mask", lambda lib, x: x[x > 0.1], lambda x: x[x > 0.1], CUBE),
     Row(
         "gather",
-        lambda lib, x: lib.gather(x, 1, lib.tensor(GRID)),
+        lambda lib, x: lib.gather(x, 1, lib.tensor(GRID, device=x.device)),
         lambda x: np.take_along_axis(x[:2], np.array(GRID), 1),
         TALL,
     ),
-    Row("index_select", lambda lib, x: lib.index_select(x, 1, lib.tensor(REPEATED)), lambda x: x[:, REPEATED], CUBE),
-    Row("embedding", lambda lib, w: lib.embedding(lib.tensor(GRID), w), lambda w: w[np.array(GRID)], TALL),
+    Row(
+        "index_select",
+        lambda lib, x: lib.index_select(x, 1, lib.tensor(REPEATED, device=x.device)),
+        lambda x: x[:, REPEATED],
+        CUBE,
+    ),
+    Row(
+        "embedding",
+        lambda lib, w: lib.embedding(lib.tensor(GRID, device=w.device), w),
+        lambda w: w[np.array(GRID)],
+        TALL,
+    ),
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ OPS = (
 LAYERS = [  # from the bottom up; a module belongs to the entry with the longest name that starts its own
     "kernels.scalar kernels",
     "kernels.cpu",
+    "kernels.cuda._numba",
+    "kernels.cuda.launch kernels.cuda.memory",
+    "kernels.cuda.array",
+    "kernels.cuda",
     "_errors _dtypes _random _mode",
     "device",
     "_tensor",
@@ -86,6 +91,24 @@ def test_imports_go_down(module: str) -> None:
 def test_only_kernels_know_the_compiler(module: str) -> None:
     found = [line for imported, line in imports(SOURCES[module]) if imported.partition(".")[0] in ("numba", "llvmlite")]
     assert not found or module.startswith("minigrad.kernels.") or rank(module) > PUBLIC  # which report versions
+
+
+def test_one_module_imports_the_gpus_compiler() -> None:
+    knowing = set()
+    for module, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            statement = ast.unparse(node) if isinstance(node, ast.Import | ast.ImportFrom) else ""
+            if re.search(r"\bnumba(\.| import .*)cuda", statement):
+                knowing.add(module)
+    assert knowing == {"minigrad.kernels.cuda._numba"}
+
+
+def test_gpu_kernels_are_declared_and_not_jitted_by_hand() -> None:
+    """The compile gate knows what is declared with `@kernel`."""
+    for module, tree in SOURCES.items():
+        if module.startswith("minigrad.kernels.cuda"):
+            jitted = [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "jit"]
+            assert not jitted or module == "minigrad.kernels.cuda.launch"
 
 
 def words(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable
@@ -142,7 +143,7 @@ def test_torch_agrees_to_second_order(row: Row, device: str) -> None:
         arrays = inputs(row, shapes)
         u, weights = upstream(row.reference(*arrays)), [upstream(a, seed=3) for a in arrays]
         results = []
-        for lib, make in ((mg, mg.tensor), (TORCH(), torch.tensor)):
+        for lib, make in ((mg, functools.partial(mg.tensor, device=device)), (TORCH(), torch.tensor)):
             xs = [make(a, requires_grad=True) for a in arrays]
             y = row.function(lib, *xs)
             grad = mg.grad if lib is mg else torch.autograd.grad

@@ -12,6 +12,7 @@ import numpy as np
 from minigrad import _dtypes
 from minigrad._op import primitive
 from minigrad._tensor import Number, Tensor
+from minigrad.device import kernels
 
 Operand = Tensor | Number
 
@@ -29,8 +30,11 @@ def to_dtype(x: Tensor, dtype: Any) -> Tensor:
     return x if x.dtype == dtype else _cast(x, dtype=dtype, source=x.dtype)
 
 
-def operands(name: str, *xs: Any, dtype: Any = None) -> list[Any]:
-    """Operands ready for an op: tensors cast to the dtype they meet in, numbers as they are, shapes that broadcast."""
+def operands(name: str, *xs: Any, dtype: Any = None, device: str = "cpu") -> list[Any]:
+    """Operands ready for an op: tensors cast to the dtype they meet in, numbers as they are, shapes that broadcast.
+
+    `device`: where the first of them becomes a tensor if all are numbers.
+    """
     if any(isinstance(x, np.generic) for x in xs):  # np.float64 is a float, and would decide the dtype
         xs = tuple(x.item() if isinstance(x, np.generic) else x for x in xs)
     for x in xs:
@@ -50,7 +54,7 @@ def operands(name: str, *xs: Any, dtype: Any = None) -> list[Any]:
             ) from None
     ready = [to_dtype(x, meet) if isinstance(x, Tensor) else x for x in xs]
     if not tensors:
-        ready[0] = Tensor(np.asarray(ready[0], meet))
+        ready[0] = Tensor(kernels(device).full((), ready[0], meet), device)
     return ready
 
 

@@ -231,7 +231,7 @@ def where(condition: Tensor, x: Operand, y: Operand) -> Tensor:
     if not isinstance(condition, Tensor) or condition.dtype != _dtypes.bool_:
         found = getattr(condition, "dtype", type(condition).__name__)
         raise TypeError(f"where: expected a bool tensor as condition; got {found}. Compare first, e.g. x > 0.")
-    ready = operands("where", x, y)
+    ready = operands("where", x, y, device=condition.device)
     operands("where", condition, *(a for a in ready if isinstance(a, Tensor)))  # do all three broadcast?
     meet = next(a.dtype for a in ready if isinstance(a, Tensor))
     return to_dtype(_where(condition, *ready), meet)

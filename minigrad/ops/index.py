@@ -89,10 +89,10 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     try:
         if basic:
             return _slice(x, index=raw)
-        places = kernels("cpu").flat_places(x.shape, raw)
+        places = kernels(x.device).flat_places(x.shape, raw)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
-    return _take(x, Tensor(kernels(x.device).from_host(places), x.device))
+    return _take(x, Tensor(places, x.device))
 
 
 @method()

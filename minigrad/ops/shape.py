@@ -63,6 +63,11 @@ def _contiguous(k: Any, x: Any) -> Any:
     return k.contiguous(x)
 
 
+@primitive(moves=True)
+def _move(k: Any, x: Any, *, device: str, source: str) -> Any:
+    return devices.kernels(device).from_host(k.to_host(x))
+
+
 _reshape.vjp(x=lambda g, x_shape: _reshape(g, shape=x_shape))
 _permute.vjp(x=lambda g, dims: _permute(g, dims=tuple(dims.index(d) for d in range(len(dims)))))
 _expand.vjp(x=lambda g, x_shape: g.sum_to_size(x_shape))
@@ -73,6 +78,7 @@ _pad.vjp(x=lambda g, x_shape, widths: _slice(g, index=_inner(x_shape, widths)))
 _cat.vjp(xs=lambda g, i, xs_shape, dim: _slice(g, index=_piece(i, xs_shape, dim)))
 _clone.vjp(x=lambda g: g)
 _contiguous.vjp(x=lambda g: g)
+_move.vjp(x=lambda g, device, source: _move(g, device=source, source=device))
 
 
 def _inner(shape: tuple[int, ...], widths: tuple[tuple[int, int], ...]) -> tuple[slice, ...]:
@@ -355,7 +361,7 @@ def to(x: Tensor, target: Any = None, *, dtype: Any = None, device: Any = None) 
     elif target is not None:
         dtype = target
     if device is not None and devices.check(device, "to") != x.device:
-        raise RuntimeError(f"to: no way from {x.device} to {device}")
+        x = _move(x, device=str(device), source=x.device)
     return x if dtype is None else to_dtype(x, _dtypes.check(dtype, "to"))
 
 

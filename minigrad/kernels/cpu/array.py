@@ -19,6 +19,11 @@ def to_host(x: Array) -> Array:
     return x
 
 
+def asarray(x: Any) -> Array:
+    """What a kernel returned, as a raw array: of one element, NumPy makes scalars."""
+    return np.asarray(x)
+
+
 def full(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
     with np.errstate(all="ignore"):
         return np.full(shape, value, dtype)

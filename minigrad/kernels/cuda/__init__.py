@@ -1,0 +1,26 @@
+"""The GPU's kernels under one roof: what `minigrad.device.kernels("cuda")` hands to an op."""
+
+from minigrad.kernels.cuda._numba import problem as problem
+from minigrad.kernels.cuda.array import *
+from minigrad.kernels.cuda.elementwise import *
+from minigrad.kernels.cuda.index import *
+from minigrad.kernels.cuda.memory import (
+    empty_cache as empty_cache,
+    memory_allocated as memory_allocated,
+    memory_reserved as memory_reserved,
+    synchronize as synchronize,
+)
+from minigrad.kernels.cuda.random import *
+from minigrad.kernels.cuda.reduce import *
+from minigrad.kernels.cuda.shape import *
+from minigrad.kernels.cuda.softmax import *
+
+
+class MissingKernel(NotImplementedError, AttributeError):
+    """An op was given CUDA tensors, and has kernels for the CPU only."""
+
+
+def __getattr__(name: str) -> object:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    raise MissingKernel(f"no CUDA kernel {name!r} yet: the op that needs it runs on device 'cpu' only. Use to('cpu').")

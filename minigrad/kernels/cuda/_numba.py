@@ -1,0 +1,49 @@
+"""numba.cuda, imported here and nowhere else; and what is missing where it cannot be used.
+
+Nothing is compiled at import and no driver is touched, so that kernels can be read, and compiled to PTX, without a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import numpy as np
+
+if not hasattr(np, "row_stack"):  # numba-cuda 0.30 overloads it when it first compiles; NumPy 2.5 has dropped it
+    np.row_stack = np.vstack  # noqa: NPY201
+
+import numba
+from numba import cuda as cuda, types
+
+_INSTALL = 'pip install "numba-cuda[cu13]==0.30.*"'
+
+#: Kernels run as Python on the CPU, by Numba's simulator (NUMBA_ENABLE_CUDASIM=1): for tests.
+SIMULATED = bool(numba.config.ENABLE_CUDASIM)
+
+with contextlib.suppress(ImportError):  # absent from the built-in target, which gives no such warnings
+    from numba.cuda.core import config
+
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays make small grids
+
+
+def problem() -> str | None:
+    """What keeps kernels from being launched here, and the way out; None if nothing does."""
+    if SIMULATED:
+        return None
+    if getattr(cuda, "implementation", "Built-in") == "Built-in":
+        return f"the package numba-cuda is not installed, and Numba's built-in target is unfit. Use {_INSTALL}"
+    try:
+        found = len(cuda.gpus)
+    except ImportError as error:  # Numba's CudaSupportError is one
+        said = " ".join(str(error).split())
+        if "NO_DEVICE" not in said:
+            return f"the driver cannot be used. {said} See nvidia-smi, or install one: sudo apt-get install nvidia-open"
+        found = 0
+    return None if found else "the driver finds no GPU. See nvidia-smi -L; if one is hidden: unset CUDA_VISIBLE_DEVICES"
+
+
+def type_of(dtype: Any, array: bool) -> Any:
+    """Numba's type of a scalar of this dtype, or of a one-dimensional contiguous array of them."""
+    scalar = numba.from_dtype(np.dtype(dtype))
+    return types.Array(scalar, 1, "C") if array else scalar

@@ -1,0 +1,365 @@
+"""What a raw array is on CUDA: a strided view of pooled device memory. Allocation, copies, questions about memory.
+
+A kernel sees flat contiguous memory. Where an array is something else (a transpose, a slice, stretched or reversed),
+the kernel also gets a *geometry*, a small device array by which `places` finds the element: see `geometry`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cuda import memory
+from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
+
+Shape = tuple[int, ...]
+Host = np.ndarray[Any, Any]
+
+
+class Array:
+    """A view: element (i, j, …) is the buffer's element offset + i · strides[0] + j · strides[1] + … of this dtype."""
+
+    __slots__ = ("__dict__", "__weakref__", "buffer", "dtype", "is_view", "offset", "shape", "strides")
+
+    def __init__(self, buffer: Any, shape: Shape, strides: Shape, offset: int, dtype: Any, is_view: bool):
+        self.buffer, self.shape, self.strides, self.offset, self.dtype = buffer, shape, strides, offset, dtype
+        self.is_view = is_view
+
+    @functools.cached_property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @functools.cached_property
+    def is_contiguous(self) -> bool:
+        return not self.size or all(
+            n == 1 or s == t for n, s, t in zip(self.shape, self.strides, row_major(self.shape), strict=True)
+        )
+
+    @functools.cached_property
+    def flat(self) -> Any:
+        """The memory from the array's lowest element on, as a flat device array. Its length may go beyond the array."""
+        below = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0) if self.size else 0
+        return self.buffer.block.flat(self.dtype, self.offset + below)
+
+    def view(self, shape: Shape, strides: Shape, offset: int = 0) -> Array:
+        """Another arrangement of the same memory; `offset` from this array's first element."""
+        return Array(self.buffer, shape, strides, self.offset + offset, self.dtype, True)
+
+    def reshape(self, shape: Shape) -> Array:
+        """The elements in order, in another shape: a view if the strides allow one, else a copy."""
+        if -1 in shape:
+            rest = math.prod(n for n in shape if n != -1)
+            shape = tuple(self.size // rest if n == -1 else n for n in shape)
+        strides = row_major(shape) if self.is_contiguous else _strides_of(self.shape, self.strides, shape)
+        return copy(self).reshape(shape) if strides is None else self.view(shape, strides)
+
+    def permute(self, dims: Shape) -> Array:
+        return self.view(tuple(self.shape[d] for d in dims), tuple(self.strides[d] for d in dims))
+
+    def expand(self, shape: Shape) -> Array:
+        """Stretched along dimensions of extent 1 and new ones in front, with stride 0."""
+        new = len(shape) - self.ndim
+        kept = zip(self.shape, self.strides, shape[new:], strict=True)
+        return self.view(shape, (0,) * new + tuple(s if n == m else 0 for n, s, m in kept))
+
+    def __repr__(self) -> str:
+        return f"Array(shape={self.shape}, strides={self.strides}, offset={self.offset}, dtype={self.dtype})"
+
+
+def row_major(shape: Shape) -> Shape:
+    """The strides of a contiguous array."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(strides[::-1])
+
+
+def _strides_of(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
+    """The strides under which the same memory has another shape; None if there are none.
+
+    Dimensions are merged as far as they are one run of memory; the new ones must divide those runs.
+    """
+    runs = merged(shape, [strides])
+    found: list[int] = []
+    extents = list(new)
+    for extent, (stride,) in reversed(runs):
+        covered = 1
+        while extents and (covered < extent or extents[-1] == 1):
+            found.append(stride * covered)
+            covered *= extents.pop()
+        if covered != extent:
+            return None
+    return (*(0,) * len(extents), *found[::-1])  # what is left has extent 1
+
+
+def merged(shape: Shape, operands: list[Shape]) -> list[tuple[int, Shape]]:
+    """(extent, stride in each operand) of as few dimensions as describe the same walk; none of extent 1."""
+    runs: list[tuple[int, Shape]] = []
+    for n, *steps in zip(shape, *operands, strict=True):
+        if n == 1:
+            continue
+        if runs and all(outer == n * inner for outer, inner in zip(runs[-1][1], steps, strict=True)):
+            runs[-1] = runs[-1][0] * n, tuple(steps)
+        else:
+            runs.append((n, tuple(steps)))
+    return runs
+
+
+# Geometry: where the elements of up to three arrays of one shape lie -------------------------------------------------
+
+
+@functools.lru_cache(maxsize=4096)
+def geometry(shape: Shape, *operands: Shape) -> Any:
+    """A device array for `places`: the way from the number of an element to its place in each operand's memory.
+
+    uint32: the number of dimensions; the place of element 0 in the three operands; then, from the innermost dimension
+    out, its extent and its three strides. No dimensions: element i is at place i in all of them. Places count from the
+    lowest element (`Array.flat`), and negative strides work as sums wrap at 2³².
+    """
+    operands += ((0,) * len(shape),) * (3 - len(operands))
+    runs = merged(shape, list(operands))
+    table = np.zeros(4 + 4 * len(runs), np.int64)
+    table[0] = len(runs)
+    for place, (n, steps) in zip(range(4 * len(runs), 0, -4), runs, strict=True):
+        table[place : place + 4] = n, *steps
+        table[1:4] += [-(n - 1) * min(s, 0) for s in steps]
+    return from_host(table.astype(np.uint32))
+
+
+@functools.cache
+def _as_numbered() -> Any:
+    return from_host(np.zeros(1, np.uint32))
+
+
+def geometry_of(shape: Shape, *arrays: Array) -> Any:
+    """The geometry of arrays that broadcast to `shape`."""
+    if all(x.is_contiguous and x.shape == shape for x in arrays):
+        return _as_numbered()
+    return geometry(shape, *(x.strides if x.shape == shape else x.expand(shape).strides for x in arrays))
+
+
+@helper
+def places(geometry: Any, i: Any) -> tuple[Any, Any, Any]:
+    """Where element i lies in the three operands of a geometry."""
+    rank = geometry[np.uint32(0)]
+    if rank == np.uint32(0):
+        return np.uint32(i), np.uint32(i), np.uint32(i)
+    a, b, c = geometry[np.uint32(1)], geometry[np.uint32(2)], geometry[np.uint32(3)]
+    rest = np.uint32(i)
+    at = np.uint32(4)
+    while rank > np.uint32(1):
+        outer = np.uint32(rest // geometry[at])
+        inner = np.uint32(rest - np.uint32(outer * geometry[at]))
+        a = np.uint32(a + np.uint32(inner * geometry[np.uint32(at + np.uint32(1))]))
+        b = np.uint32(b + np.uint32(inner * geometry[np.uint32(at + np.uint32(2))]))
+        c = np.uint32(c + np.uint32(inner * geometry[np.uint32(at + np.uint32(3))]))
+        rest, at, rank = outer, np.uint32(at + np.uint32(4)), np.uint32(rank - np.uint32(1))
+    a = np.uint32(a + np.uint32(rest * geometry[np.uint32(at + np.uint32(1))]))
+    b = np.uint32(b + np.uint32(rest * geometry[np.uint32(at + np.uint32(2))]))
+    c = np.uint32(c + np.uint32(rest * geometry[np.uint32(at + np.uint32(3))]))
+    return a, b, c
+
+
+# Allocation and copies -----------------------------------------------------------------------------------------------
+
+
+def empty(shape: Shape, dtype: Any) -> Array:
+    dtype = np.dtype(dtype)
+    shape = tuple(shape)
+    return Array(memory.allocate(math.prod(shape) * dtype.itemsize), shape, row_major(shape), 0, dtype, False)
+
+
+def from_host(data: Host) -> Array:
+    """A fresh array with the values of a NumPy array."""
+    out = empty(data.shape, data.dtype)
+    if out.size:
+        out.flat[: out.size].copy_to_device(np.ascontiguousarray(data).reshape(-1))
+    return out
+
+
+def to_host(x: Array) -> Host:
+    """The values as a fresh NumPy array; waits for the device."""
+    host = np.empty(x.shape, x.dtype)
+    if x.size:
+        contiguous(x).flat[: x.size].copy_to_host(host.reshape(-1))
+    return host
+
+
+def asarray(x: Array) -> Array:
+    """What a kernel returned, as a raw array."""
+    if type(x) is not Array:
+        raise TypeError(f"a CUDA kernel returned {type(x).__name__}; expected an Array")
+    return x
+
+
+def copy(x: Array) -> Array:
+    """The values in fresh contiguous memory."""
+    out = empty(x.shape, x.dtype)
+    write(out, x)
+    return out
+
+
+def contiguous(x: Array) -> Array:
+    return x if x.is_contiguous else copy(x)
+
+
+def cast(x: Array, dtype: Any) -> Array:
+    if x.dtype == dtype:
+        return x
+    out = empty(x.shape, dtype)
+    write(out, x)
+    return out
+
+
+def full(shape: Shape, value: float, dtype: Any) -> Array:
+    out = empty(shape, dtype)
+    _fill.each(out.size, out, _as_numbered(), value)
+    return out
+
+
+def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
+    """start + i · step, computed in the dtype's own arithmetic on the host, as NumPy does it, and copied."""
+    return from_host(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
+
+
+def eye(n: int, m: int, dtype: Any) -> Array:
+    out = full((n, m), 0, dtype)
+    diagonal = out.view((min(n, m),), (m + 1,))
+    assign(diagonal, (), 1)
+    return out
+
+
+@kernel("u4 T[] u4[] T", T=STORED)
+def _fill(size: Any, out: Any, layout: Any, value: Any) -> None:
+    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        out[places(layout, i)[0]] = value
+
+
+def _conversion(source: str, targets: tuple[str, ...]) -> Kernel:
+    @kernel("u4 T[] S[] u4[]", name=source, S=(source,), T=targets)
+    def convert(size: Any, out: Any, x: Any, layout: Any) -> None:
+        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+            to, at, _ = places(layout, i)
+            out[to] = x[at]
+
+    return convert
+
+
+# A bool becomes a float16, and a float16 a bool, by way of float32: the compiler knows no shorter one.
+_REACHED = {"?": COMPUTED, "f2": (*NUMBERS, "f2")}
+_BY_FLOAT32 = {np.dtype("?"), np.dtype("f2")}
+_CONVERT = {np.dtype(source): _conversion(source, _REACHED.get(source, STORED)) for source in STORED}
+
+
+def write(out: Array, x: Array) -> None:
+    """Every element of `out` := x, which broadcasts to it, converted to its dtype."""
+    if {x.dtype, out.dtype} == _BY_FLOAT32:
+        x = cast(x, np.float32)
+    _CONVERT[x.dtype].each(out.size, out, x, geometry_of(out.shape, out, x))
+
+
+def assign(x: Array, index: Any, value: Any) -> None:
+    """x[index] = value, in place."""
+    if not is_basic(index):
+        _assign_at(x, index, value)
+        return
+    target = part(x, index)
+    if not isinstance(value, Array):
+        _fill.each(target.size, target, geometry_of(target.shape, target), value)
+        return
+    lead = value.ndim - target.ndim
+    if lead > 0 and all(n == 1 for n in value.shape[:lead]):  # NumPy drops such dimensions of a value
+        value = value.reshape(value.shape[lead:])
+    if np.broadcast_shapes(value.shape, target.shape) != target.shape:
+        raise ValueError(f"shape {value.shape} does not broadcast into {target.shape}")
+    if value.buffer is target.buffer:
+        value = copy(value)  # they may overlap
+    write(target, value)
+
+
+def _assign_at(x: Array, index: Any, value: Any) -> None:
+    """x[index] = value for an index of arrays: by way of the host, which alone knows the order of repeated places."""
+    host = to_host(x)
+    host[index] = to_host(value) if isinstance(value, Array) else value
+    write(x, from_host(host))
+
+
+def is_basic(index: Any) -> bool:
+    """Does the index consist of slices, ints, `...` and None alone, so that it gives a view?"""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(p is None or p is Ellipsis or isinstance(p, int | slice) for p in parts)
+
+
+def part(x: Array, index: Any) -> Array:
+    """x[index] for a basic index: a view."""
+    parts = list(index if isinstance(index, tuple) else (index,))
+    if Ellipsis not in parts:
+        parts.append(Ellipsis)
+    at = parts.index(Ellipsis)
+    missing = x.ndim - sum(p is not None and p is not Ellipsis for p in parts)
+    if missing < 0 or parts.count(Ellipsis) > 1:
+        raise IndexError(f"too many indices: {x.ndim} dimensions, {x.ndim - missing} were indexed")
+    parts[at : at + 1] = [slice(None)] * missing
+    shape, strides, offset = [], [], 0
+    axis = 0
+    for p in parts:
+        if p is None:
+            shape.append(1)
+            strides.append(0)
+            continue
+        n, stride = x.shape[axis], x.strides[axis]
+        if isinstance(p, slice):
+            start, stop, step = p.indices(n)
+            count = len(range(start, stop, step))
+            shape.append(count)
+            strides.append(stride * step)
+            offset += start * stride if count else 0
+        elif -n <= p < n:
+            offset += (p % n) * stride
+        else:
+            raise IndexError(f"index {p} is out of bounds for axis {axis} with size {n}")
+        axis += 1
+    return x.view(tuple(shape), tuple(strides), offset)
+
+
+# Questions about memory ----------------------------------------------------------------------------------------------
+
+
+def is_writable(x: Array) -> bool:
+    """May the memory be changed? Not if several elements share it (`expand`)."""
+    return all(s or n <= 1 for n, s in zip(x.shape, x.strides, strict=True))
+
+
+def is_view(x: Array) -> bool:
+    """Does the array lean on memory that another array owns?"""
+    return x.is_view
+
+
+def shares_memory(x: Array, y: Array) -> bool:
+    return x.buffer is y.buffer
+
+
+@kernel("u4 u4[] T[] u4[]", T=FLOATS)
+def _find_nan(size: Any, found: Any, x: Any, layout: Any) -> None:
+    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        value = x[places(layout, i)[0]]
+        if value != value:
+            found[np.uint32(0)] = np.uint32(1)  # whoever comes last writes the same
+
+
+def has_nan(x: Array) -> bool:
+    if x.dtype.kind != "f":
+        return False
+    found = from_host(np.zeros(1, np.uint32))
+    x = cast(x, np.float32) if x.dtype == np.float16 else x
+    _find_nan.each(x.size, found, x, geometry_of(x.shape, x))
+    return bool(to_host(found)[0])

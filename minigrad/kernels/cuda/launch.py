@@ -1,0 +1,123 @@
+"""How a kernel is declared and launched.
+
+A kernel is a plain Python function with a signature per dtype. Nothing is compiled until the first launch with a
+dtype; and as the dtypes are declared, a test can compile all of them without a GPU.
+
+    @kernel("u4 T[] T", T=FLOATS)
+    def _fill(size, out, value):
+        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+            out[i] = value
+
+    _fill.each(out.size, out, 0)                     # a thread for each of so many items, the first argument
+    _tiles[blocks, threads](out, x, rows, columns)   # a grid of one's own
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, type_of
+
+FLOATS = ("f4", "f8")
+NUMBERS = (*FLOATS, "i8")
+COMPUTED = (*NUMBERS, "?")  # all but float16, which is only stored: it is computed with in float32
+STORED = (*COMPUTED, "f2")
+
+#: Threads of a block. In the simulator a thread costs much, and small arrays shall fill several blocks.
+BLOCK = 4 if SIMULATED else 256
+_MOST_BLOCKS = 2 if SIMULATED else 4096  # the same on every device; with more items, threads take several each
+
+KERNELS: dict[str, Kernel] = {}  # all that were declared, by name
+
+_one_at_a_time = threading.Lock()  # the simulator runs one kernel at a time
+
+
+class Kernel:
+    """A declared kernel: `k[grid, block](*args)` or `k.each(size, *args)` launches it.
+
+    An argument for an array (`T[]`) is a contiguous `Array` or a flat device array; one for a scalar (`T`, `u4`) a
+    number, converted to the declared type. A letter stands for one dtype throughout a launch.
+    """
+
+    def __init__(self, fn: Callable[..., Any], name: str, signature: str, dtypes: dict[str, tuple[str, ...]]):
+        self.fn, self.name, self.__doc__ = fn, name, fn.__doc__
+        self._letters = {letter: tuple(map(np.dtype, choices)) for letter, choices in dtypes.items()}
+        self._parameters = [(part.removesuffix("[]"), part.endswith("[]")) for part in signature.split()]
+        if len(self._parameters) != fn.__code__.co_argcount:
+            raise TypeError(f"kernel {name}: {fn.__code__.co_argcount} parameters, but the signature is {signature!r}")
+        if self.name in KERNELS:
+            raise TypeError(f"kernel {name}: declared twice")
+        KERNELS[name] = self
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        return cuda.jit(self.fn)
+
+    def __getitem__(self, configuration: tuple[Any, Any]) -> Callable[..., None]:
+        return functools.partial(self._launch, *configuration)
+
+    def each(self, size: int, *args: Any) -> None:
+        """Launch with enough threads for `size` items (several each if there are many); nothing for none."""
+        if size:
+            self._launch(min(-(-size // BLOCK), _MOST_BLOCKS), BLOCK, size, *args)
+
+    def _launch(self, grid: Any, block: Any, *args: Any) -> None:
+        ready = self._ready(args)
+        if SIMULATED:
+            with _one_at_a_time:
+                self._compiled[grid, block](*ready)
+        else:
+            self._compiled[grid, block](*ready)
+
+    def _ready(self, args: tuple[Any, ...]) -> list[Any]:
+        chosen: dict[str, Any] = {}
+        for (letter, array), arg in zip(self._parameters, args, strict=True):
+            if array and letter in self._letters:
+                if chosen.setdefault(letter, arg.dtype) != arg.dtype:
+                    raise TypeError(f"kernel {self.name}: {letter} is {chosen[letter]} and {arg.dtype} in one launch")
+                if arg.dtype not in self._letters[letter]:
+                    raise TypeError(f"kernel {self.name}: not declared for {letter} = {arg.dtype}")
+        return [
+            getattr(arg, "flat", arg) if array else self._scalar(chosen.get(letter, letter), arg)
+            for (letter, array), arg in zip(self._parameters, args, strict=True)
+        ]
+
+    def _scalar(self, dtype: Any, value: Any) -> Any:
+        if dtype == "u4" and not 0 <= value < 1 << 32:
+            raise ValueError(f"kernel {self.name}: expected fewer than 2**32 elements; got {value}")
+        with np.errstate(all="ignore"):
+            return np.dtype(dtype).type(value)
+
+    def signatures(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        """(the dtypes in words, Numba's types) of every variant that may be launched."""
+        for choice in itertools.product(*self._letters.values()):
+            chosen = dict(zip(self._letters, choice, strict=True))
+            types = tuple(type_of(chosen.get(letter, letter), array) for letter, array in self._parameters)
+            yield ", ".join(map(str, choice)), types
+
+
+def kernel(
+    signature: str, *, formula: Any = None, name: str = "", **dtypes: tuple[str, ...]
+) -> Callable[[Callable[..., Any]], Kernel]:
+    """Declare a kernel: types of its parameters, and which dtypes each letter in them may stand for.
+
+    `formula`: the function that the kernel closes over, or `name`: one of one's own; it becomes part of its name.
+    """
+
+    def declare(fn: Callable[..., Any]) -> Kernel:
+        full = f"{fn.__module__.rpartition('.')[2]}.{fn.__qualname__}".replace("<locals>.", "")
+        suffix = name or (formula.__name__ if formula is not None else "")
+        return Kernel(fn, f"{full}.{suffix}" if suffix else full, signature, dtypes)
+
+    return declare
+
+
+def helper(fn: Callable[..., Any]) -> Any:
+    """A function for kernels to call; compiled as a part of them."""
+    return cuda.jit(device=True)(fn)

@@ -1,0 +1,108 @@
+"""Compile every declared CUDA kernel, for every dtype it may be launched with, without a GPU.
+
+    python tests/cuda_gate.py [PART OF A NAME]     a row per kernel, dtypes and architecture; exit code 1 if one is bad
+
+To PTX by numba-cuda, and where `ptxas` is installed through the assembler, which knows registers and spills. In a
+process of its own: compiling is told of a device that is not there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+ARCHITECTURES = ((8, 0), (9, 0))
+MOST_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
+# The library's sinf and cosf fold huge arguments in float64; they are the only ones that may.
+FOLDING = ("elementwise._unary.one.sin", "elementwise._unary.one.cos", "random._fill32")
+
+
+class Row(NamedTuple):
+    kernel: str
+    dtypes: str
+    sm: str
+    registers: str = "?"  # unknown without ptxas
+    shared: str = "?"  # bytes
+    complaint: str = ""
+
+
+def declared() -> dict[str, Any]:
+    """Every kernel of every file of the package, whether or not the package imports it."""
+    import minigrad.kernels.cuda as package
+    from minigrad.kernels.cuda.launch import KERNELS
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return KERNELS
+
+
+def compiled(kernel: Any, dtypes: str, signature: Any, architecture: tuple[int, int]) -> Row:
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    class Device:
+        compute_capability = architecture
+
+    dispatcher.get_current_device = Device
+    row = Row(kernel.name, dtypes, f"sm_{architecture[0]}{architecture[1]}")
+    try:
+        ptx, _ = cuda.compile_ptx(kernel.fn, signature, cc=architecture, device=False)
+    except Exception as error:  # whatever the compiler raises is a complaint about this kernel, not about the gate
+        return row._replace(complaint=f"does not compile: {' '.join(str(error).split())[-400:]}")
+    wide = "float64" in str(signature) or kernel.name in FOLDING
+    if ".f64" in ptx and not wide:
+        row = row._replace(complaint="float64 instructions in a kernel without float64")
+    return assembled(row, ptx) if shutil.which("ptxas") else row
+
+
+def assembled(row: Row, ptx: str) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ptx")
+        source.write_text(ptx)
+        command = ["ptxas", "-v", f"-arch={row.sm}", str(source), "-o", str(source.with_suffix(".cubin"))]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = made.stdout + made.stderr
+    if made.returncode:
+        return row._replace(complaint=f"ptxas: {said[-400:]}")
+    used = re.search(r"Used (\d+) registers", said)
+    shared = re.search(r"(\d+) bytes smem", said)
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
+    assert used and spills, said
+    row = row._replace(registers=used[1], shared=shared[1] if shared else "0")
+    if spills.groups() != ("0", "0"):
+        row = row._replace(complaint=f"registers spill: {spills[0]}")
+    elif int(used[1]) > MOST_REGISTERS:
+        row = row._replace(complaint=f"more than {MOST_REGISTERS} registers")
+    return row
+
+
+def rows_of(name: str) -> list[Row]:
+    kernel = declared()[name]
+    return [compiled(kernel, *signature, cc) for cc in ARCHITECTURES for signature in kernel.signatures()]
+
+
+def main() -> int:
+    names = [name for name in declared() if all(part in name for part in sys.argv[1:])]
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        rows = [row for made in pool.map(rows_of, names) for row in made]
+    for row in rows:
+        print("\t".join(row))
+    if not shutil.which("ptxas"):
+        print("ptxas is not installed: PTX was made and looked at; registers and spills are unknown", file=sys.stderr)
+    return any(row.complaint for row in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

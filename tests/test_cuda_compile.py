@@ -1,0 +1,67 @@
+"""The compile gate over all CUDA kernels, in a process of its own; and that nothing gets past it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+GATE = Path(__file__).with_name("cuda_gate.py")
+
+
+def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    for package in ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc"):
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"{package} is not installed, so kernels cannot be compiled: pip install -e .[dev]")
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
+    gate = GATE if folder is None else folder / "tests" / GATE.name
+    command = [sys.executable, str(gate), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
+    made = run()
+    rows = [line.split("\t") for line in made.stdout.splitlines()]
+    assert not [row for row in rows if row[-1]], "\n".join(" ".join(row) for row in rows if row[-1])
+    assert made.returncode == 0, made.stderr
+    assert len(rows) > 300
+    assert set(Counter(row[2] for row in rows)) == {"sm_80", "sm_90"}
+    assert len({tuple(row[:3]) for row in rows}) == len(rows)
+    print(made.stderr or f"{len(rows)} variants, most registers: {max(int(row[3]) for row in rows)}")
+
+
+BAD = '''
+from minigrad.kernels.cuda.launch import kernel
+
+@kernel("f4[] f4[]")
+def _creeping(out, x):
+    out[0] = x[0] * 0.1
+
+@kernel("f4[]")
+def _wrong(out):
+    out.append(1)
+
+@kernel("f4[]")
+def _fine(out):
+    out[0] = out[1]
+'''
+
+
+def test_the_gate_sees_what_is_wrong_in_a_file_that_nobody_imports(tmp_path: Path) -> None:
+    shutil.copytree(GATE.parents[1] / "minigrad", tmp_path / "minigrad")
+    shutil.copytree(GATE.parent, tmp_path / "tests")
+    (tmp_path / "minigrad/kernels/cuda/bad.py").write_text(BAD)
+    made = run("bad.", folder=tmp_path)
+    assert made.returncode == 1
+    complaints = {row[0]: row[5] for row in (line.split("\t") for line in made.stdout.splitlines())}
+    assert complaints["bad._fine"] == ""
+    assert complaints["bad._creeping"] == "float64 instructions in a kernel without float64"
+    assert complaints["bad._wrong"].startswith("does not compile")
