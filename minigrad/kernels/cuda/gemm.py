@@ -11,7 +11,7 @@ is a pair of functions.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -284,14 +284,17 @@ def choice(rows: int, columns: int, depth: int, count: int, dtype: Any) -> tuple
 
 
 def plan(
-    kernels: Callable[[Tile], Kernel], rows: int, columns: int, depth: int, count: int, size: int, dtype: Any,
+    kernels: Mapping[Tile, Kernel], rows: int, columns: int, depth: int, count: int, size: int, reach: int, dtype: Any,
     biased: bool, rest: Any,
 ) -> Plan:  # fmt: skip
-    """The launch for `count` products into `size` elements; `rest`: what the use's functions find in the layout."""
+    """The launch for `count` products of these sizes, into `size` elements.
+
+    `reach`: elements of the largest operand; `rest`: what the use's functions find in the layout.
+    """
     tile, parts = choice(rows, columns, depth, count, dtype)
+    if (most := max(rows, columns, depth, parts * size, reach)) >= 1 << 32:
+        raise ValueError(f"product on device 'cuda': expected arrays of fewer than 2**32 elements; got {most}")
     blocks = count * parts * -(-rows // tile.rows) * -(-columns // tile.columns)
     head = [rows, columns, depth, -(-depth // parts), parts, size, biased]
-    if max(*head, parts * size) >= 1 << 32:
-        raise ValueError(f"product on device 'cuda': expected fewer than 2**32 elements; got {max(*head, parts * size)}")
     layout = from_host(np.concatenate([np.array(head, np.uint32), rest]))
-    return Plan(kernels(tile), blocks, tile.threads, parts, layout)
+    return Plan(kernels[tile], blocks, tile.threads, parts, layout)

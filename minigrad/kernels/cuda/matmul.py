@@ -73,9 +73,9 @@ def _plan(batch: Shape, x: Shape, y: Shape, x_strides: Shape, y_strides: Shape, 
     x_along, y_along = _along(m, x_outer, k, x_inner), _along(n, y_outer, k, y_inner)
     strides = np.array([x_outer, x_inner, y_outer, y_inner], np.uint32)
     rest = np.concatenate([strides, geometry_table(batch, x_strides[:-2], y_strides[:-2])])
-    return plan(
-        lambda tile: _KERNELS[tile, x_along, y_along], m, n, k, count, count * m * n, dtype, biased=biased, rest=rest
-    )
+    kernels = {tile: _KERNELS[tile, x_along, y_along] for tile in TILES}
+    spans = (sum((e - 1) * s for e, s in zip(*of, strict=True)) + 1 for of in ((x, x_strides), (y, y_strides)))
+    return plan(kernels, m, n, k, count, count * m * n, max(spans), dtype, biased, rest)
 
 
 def _along(outer_extent: int, outer_stride: int, inner_extent: int, inner_stride: int) -> bool:
