@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ON_THE_DEVICE = ["test_ops.py", "test_device.py", "test_broadcasting.py"]  # the files whose tests fill several blocks
+# The files whose tests fill several blocks.
+ON_THE_DEVICE = ["test_ops.py", "test_device.py", "test_device_products.py", "test_broadcasting.py"]
 
 
 def test_the_device_passes_the_suite_of_the_cpu() -> None:

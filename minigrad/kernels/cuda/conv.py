@@ -1,10 +1,10 @@
 """Convolution in any number of dimensions, and both gradients, as products that gather from the image as they go.
 
-Three arrays and two tables. An element of the image lies where its output pixel and its filter tap together say, so
-its place is the sum of an entry of each table; the same entries say where the pixel lies in the output and the tap in
-the filters. Forward is output = filters · image, the weight gradient is filters = output · imageᵀ. The input gradient is
-forward, too: of the output's gradient, as the image, with other tables. With a stride of s there are sᵈ of these, as
-input pixels that leave another rest when divided by the stride are met by other taps.
+Three arrays and two tables. A pixel of the output and a tap of the filters meet at a value of the image, whose place is
+the sum of what two tables say; the same tables say where the pixel lies in the output, and the tap in the filters. So
+forward is output = filters · image, and the weight gradient filters = output · imageᵀ. The input gradient is forward
+once more, with the output's gradient in the place of the image, and other tables. With strides there are several
+phases of it: input pixels that leave another rest when divided by the stride meet other taps.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, empty, r
 from minigrad.kernels.cuda.gemm import HEAD, ROWS, TILES, Plan, Side, plan, tiled
 from minigrad.kernels.cuda.launch import helper
 
-# In the layout: how many groups; steps from filter to filter, from channel to channel of the output, from image to image,
-# from output to output; from group to group in all three; guards and extents; then the phases; then the tables.
+# In the layout: the number of groups; steps from filter to filter, channel to channel of the output, image to image,
+# output to output; from group to group in all three; guards and extents; then the phases; then the tables.
 _GROUPS, _FILTER, _CHANNEL, _IMAGE, _OUT = HEAD, HEAD + 1, HEAD + 2, HEAD + 3, HEAD + 4
 _FILTER_GROUP, _IMAGE_GROUP, _OUT_GROUP, _GUARD, _EXTENTS = HEAD + 5, HEAD + 6, HEAD + 7, HEAD + 8, HEAD + 9
 _PHASES = HEAD + 10
@@ -112,8 +112,8 @@ _UPSTREAM = Side(_out_row, _out_pixel, along=True)
 _ROWS = Side(_image_tap, _image_pixel, along=True, words=2, value=_image)
 
 _KERNELS = {
-    (use, tile): tiled(f"{use}.{tile.rows}x{tile.columns}", tile, _begin, *sides, bias_per_row=True)
-    for use, *sides in (
+    (use, tile): tiled(f"{use}.{tile.rows}x{tile.columns}", tile.floats, tile, _begin, a, b, row, column, True)
+    for use, a, b, row, column in (
         ("conv", _FILTERS, _COLUMNS, _out_row, _out_pixel),
         ("conv_weight_grad", _UPSTREAM, _ROWS, _filter_row, _filter_tap),
     )
@@ -127,7 +127,7 @@ _KERNELS = {
 class _Sizes(NamedTuple):
     """Of a convolution x ⋆ w; filters and channels are those of one group."""
 
-    count: int
+    images: int
     filters: int
     channels: int
     space: Shape
@@ -191,7 +191,7 @@ def _fields(axes: list[list[_Axis]], extents: Shape) -> tuple[list[int], int, in
 
 @functools.lru_cache(maxsize=1024)
 def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool) -> Plan:
-    count, filters, channels, space, output, kernel, *steps, groups = sizes
+    images, filters, channels, space, output, kernel, *steps, groups = sizes
     taps = math.prod(kernel)
     if adjoint := use == "conv_input_grad":
         rows, depth, image, out, row_step, channel_step = channels, filters, output, space, taps, channels * taps
@@ -209,7 +209,7 @@ def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool) -> Plan:
         pixels = _sums(pixel_at, to_image), zero + _sums(pixel_at, units), _sums(pixel, to_out)
         places, numbers = channel * area + _sums(tap_at, to_image), channel * channel_step + _sums(tap, to_tap)
         met = places, np.broadcast_to(_sums(tap_at, units), places.shape), numbers
-        records.append([count * pixels[0].size, places.size, pixels[0].size, end, end + _ENTRY * pixels[0].size])
+        records.append([images * pixels[0].size, places.size, pixels[0].size, end, end + _ENTRY * pixels[0].size])
         tables += [np.stack(pixels, -1).ravel(), np.stack(met, -1).ravel()]
         end += sum(table.size for table in tables[-2:])
     if use == "conv_weight_grad":
@@ -218,7 +218,7 @@ def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool) -> Plan:
     head = groups, row_step, math.prod(out), groups * group[1], groups * group[2], *group, zero, extents
     rest = np.concatenate([head, np.ravel(records), *tables]).astype(np.uint32)
     columns, inner = (max(record[word] for record in records) for word in (0, 1))
-    arrays = groups * group[0], groups * count * group[1], groups * count * group[2]
+    arrays = groups * group[0], groups * images * group[1], groups * images * group[2]
     made = arrays[0 if use == "conv_weight_grad" else 2]
     kernels = {tile: _KERNELS["conv" if adjoint else use, tile] for tile in TILES}
     return plan(kernels, rows, columns, inner, groups * len(phases), made, max(arrays), dtype, biased, rest)
@@ -254,10 +254,8 @@ def conv_weight_grad(
 def _made(use: str, out: Shape, a: Array, b: Array, bias: Array | None, shapes: Any, steps: Any) -> Array:
     """The product of a and b that a use asks for; `shapes` of image, output and filters."""
     image, output, filters = shapes
-    sizes = _Sizes(
-        image[0], filters[0] // steps[-1], filters[1], image[2:], output[2:], filters[2:], *steps
-    )
+    sizes = _Sizes(image[0], filters[0] // steps[-1], filters[1], image[2:], output[2:], filters[2:], *steps)
     dtype = np.dtype(np.float32) if a.dtype == np.float16 else a.dtype
     launch = _plan(use, sizes, dtype, bias is not None)
-    operands = [None if x is None else contiguous(cast(x, dtype)) for x in (a, b, bias)]
-    return cast(launch(empty(out, dtype), *operands), a.dtype)
+    ready = [contiguous(cast(x, dtype)) for x in (a, b, bias) if x is not None]
+    return cast(launch(empty(out, dtype), *ready), a.dtype)

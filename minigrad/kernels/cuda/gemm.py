@@ -49,6 +49,10 @@ class Tile(NamedTuple):
     def threads(self) -> int:
         return self.rows // self.tall * (self.columns // self.wide)
 
+    @property
+    def floats(self) -> tuple[str, ...]:
+        return tuple(dtype for dtype in self.dtypes if dtype in FLOATS)
+
 
 _INTEGERS = (*FLOATS, "i8")
 TILES = (  # on a GPU: 256 threads, each of which loads four elements of A and of B for a step
@@ -136,8 +140,9 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
 
 
 def tiled(
-    name: str, tile: Tile, begin: Any, a: Side, b: Side, out_row: Any, out_column: Any, bias_per_row: bool
-) -> Kernel:
+    name: str, dtypes: tuple[str, ...], tile: Tile, begin: Any, a: Side, b: Side, out_row: Any, out_column: Any,
+    bias_per_row: bool,
+) -> Kernel:  # fmt: skip
     """The kernel of one use with one tile: `k[blocks, tile.threads](out, a, b, bias, layout)`.
 
     `begin(layout, z)` gives what the use knows of product z; `out_row(layout, s, i)` and `out_column(layout, s, j)` add
@@ -161,7 +166,7 @@ def tiled(
     def mine_b(x: Any, c: Any) -> Any:
         return np.uint32(x * np.uint32(run_b)) + np.uint32(c // run_b * stride_b + c % run_b)
 
-    @kernel("T[] T[] T[] T[] u4[]", name=name, T=tile.dtypes)
+    @kernel("T[] T[] T[] T[] u4[]", name=name, T=dtypes)
     def product(out: Any, a: Any, b: Any, bias: Any, layout: Any) -> None:
         a_steps = cuda.shared.array((2, depth, a_pitch), out.dtype, alignment=16)
         b_steps = cuda.shared.array((2, depth, b_pitch), out.dtype, alignment=16)
@@ -169,6 +174,7 @@ def tiled(
         b_next, b_at = cuda.local.array(b_each, out.dtype), cuda.local.array((b_outers, b_words), np.uint32)
         total = cuda.local.array((tall, wide), out.dtype)
         left, right = cuda.local.array(tall, out.dtype), cuda.local.array(wide, out.dtype)
+        rows_at, columns_at = cuda.local.array(tall, np.uint32), cuda.local.array(wide, np.uint32)
 
         z, part, first_row, first_column = _job(layout, np.uint32(cuda.blockIdx.x), rows, columns)
         s = begin(layout, z)
@@ -210,17 +216,20 @@ def tiled(
                 cuda.syncthreads()
         base = np.uint32(part * layout[SIZE])
         biased = part == np.uint32(0) and layout[BIASED] > np.uint32(0)
+        for r in range(tall):
+            i = np.uint32(min(np.uint32(first_row + mine_a(y, r)), np.uint32(s[S_ROWS] - np.uint32(1))))
+            rows_at[r] = np.uint32(base + out_row(layout, s, i)[0])
+            left[r] = bias[np.uint32(s[S_BIAS] + i)] if biased and bias_per_row else out.dtype.type(0)
         for c in range(wide):
-            j = np.uint32(first_column + mine_b(x, c))
-            if j < s[S_COLUMNS]:
-                to = np.uint32(base + out_column(layout, s, j)[0])
+            j = np.uint32(min(np.uint32(first_column + mine_b(x, c)), np.uint32(s[S_COLUMNS] - np.uint32(1))))
+            columns_at[c] = out_column(layout, s, j)[0]
+            right[c] = bias[np.uint32(s[S_BIAS] + j)] if biased and not bias_per_row else out.dtype.type(0)
+        for c in range(wide):
+            if np.uint32(first_column + mine_b(x, c)) < s[S_COLUMNS]:
                 for r in range(tall):
-                    i = np.uint32(first_row + mine_a(y, r))
-                    if i < s[S_ROWS]:
-                        value = total[r, c]
-                        if biased:
-                            value += bias[np.uint32(s[S_BIAS] + (i if bias_per_row else j))]
-                        out[np.uint32(to + out_row(layout, s, i)[0])] = value
+                    if np.uint32(first_row + mine_a(y, r)) < s[S_ROWS]:
+                        value = total[r, c] + (left[r] if bias_per_row else right[c])
+                        out[np.uint32(rows_at[r] + columns_at[c])] = value
 
     return product
 
@@ -259,7 +268,7 @@ class Plan(NamedTuple):
     parts: int
     layout: Any
 
-    def __call__(self, out: Array, a: Array, b: Array, bias: Array | None) -> Array:
+    def __call__(self, out: Array, a: Array, b: Array, bias: Array | None = None) -> Array:
         """`out`, filled."""
         if not out.size:
             return out

@@ -58,7 +58,7 @@ def _out_column(layout: Any, s: Any, j: Any) -> Any:
 
 _KERNELS = {
     (tile, x_along, y_along): tiled(
-        f"{tile.rows}x{tile.columns}{'.x' * x_along}{'.y' * y_along}", tile, _begin,
+        f"matmul.{tile.rows}x{tile.columns}{'.x' * x_along}{'.y' * y_along}", tile.dtypes, tile, _begin,
         Side(_x_row, _x_inner, x_along), Side(_y_column, _y_inner, y_along), _out_row, _out_column, bias_per_row=False,
     )
     for tile, x_along, y_along in itertools.product(TILES, (False, True), (False, True))
@@ -86,14 +86,18 @@ def _along(outer_extent: int, outer_stride: int, inner_extent: int, inner_stride
 def matmul(x: Array, y: Array) -> Array:
     """Batched product of matrices (…, m, k) and (…, k, n); float16 is multiplied in float32 and rounded once."""
     if x.ndim > 2 == y.ndim and x.is_contiguous:  # one taller matrix makes better tiles than many
-        return matmul(x.reshape((-1, x.shape[-1])), y).reshape((*x.shape[:-1], y.shape[-1]))
+        return _product(_flat(x), y, None).reshape((*x.shape[:-1], y.shape[-1]))
     return _product(x, y, None)
 
 
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """x weightᵀ + bias for x (…, in), weight (out, in), bias (out)."""
-    rows = x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
-    return _product(rows, weight.permute((1, 0)), bias).reshape((*x.shape[:-1], weight.shape[0]))
+    return _product(_flat(x), weight.permute((1, 0)), bias).reshape((*x.shape[:-1], weight.shape[0]))
+
+
+def _flat(x: Array) -> Array:
+    """(…, n) as (rows, n)."""
+    return x.reshape((math.prod(x.shape[:-1]), x.shape[-1]))
 
 
 #: What products are computed in, where it is not the dtype of the operands.
