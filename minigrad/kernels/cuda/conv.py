@@ -72,17 +72,15 @@ def _image_tap(layout: Any, s: Any, k: Any) -> Any:
 
 
 @helper
-def _image(x: Any, s: Any, outer: Any, u: Any, inner: Any) -> Any:
-    """A value of the image, or zero outside: where a coordinate is below 0, or not below the image's extent.
+def _inside(s: Any, outer: Any, u: Any, inner: Any) -> Any:
+    """Is every coordinate 0 or above, and below the image's extent?
 
     All coordinates are packed in one number, in fields whose highest bit is set from 0 on (`_fields`). With the extents
     subtracted, it must be clear.
     """
     coordinates = np.uint32(outer[u, 1] + inner[1])
     beyond = np.uint32(coordinates - s[_S_EXTENTS])
-    if coordinates & (beyond ^ s[_S_GUARD]) & s[_S_GUARD] == s[_S_GUARD]:
-        return x[np.uint32(outer[u, 0] + inner[0])]
-    return x.dtype.type(0)
+    return coordinates & (beyond ^ s[_S_GUARD]) & s[_S_GUARD] == s[_S_GUARD]
 
 
 @helper
@@ -107,9 +105,9 @@ def _out_pixel(layout: Any, s: Any, j: Any) -> Any:
 
 
 _FILTERS = Side(_filter_row, _filter_tap, along=True)
-_COLUMNS = Side(_image_pixel, _image_tap, along=False, words=2, value=_image)
+_COLUMNS = Side(_image_pixel, _image_tap, along=False, words=2, inside=_inside)
 _UPSTREAM = Side(_out_row, _out_pixel, along=True)
-_ROWS = Side(_image_tap, _image_pixel, along=True, words=2, value=_image)
+_ROWS = Side(_image_tap, _image_pixel, along=True, words=2, inside=_inside)
 
 _KERNELS = {
     (use, tile): tiled(f"{use}.{tile.rows}x{tile.columns}", tile.floats, tile, _begin, a, b, row, column, True)

@@ -67,15 +67,16 @@ TILES = (  # on a GPU: 256 threads, each of which loads four elements of A and o
 
 
 @helper
-def plain(x: Any, s: Any, outer: Any, u: Any, inner: Any) -> Any:
-    """The element of x for number u of the outer places."""
-    return x[np.uint32(outer[u, 0] + inner[0])]
+def everywhere(s: Any, outer: Any, u: Any, inner: Any) -> Any:
+    """No element of the operand is beyond its memory."""
+    return True
 
 
 class Side(NamedTuple):
     """Where an operand's elements lie: the sum of `outer(layout, s, i)` (j for B) and `inner(layout, s, k)`.
 
-    Both are tuples of so many uint32 `words`, for `value` to use. `along`: are neighbours along k also neighbours in
+    Both are tuples of so many uint32 `words`, of which that is the first. Where `inside(s, outer, u, inner)` says no, of
+    number u of some outer places, zero stands for the element. `along`: are neighbours along k also neighbours in
     memory? Neighbouring threads load these, or else neighbours along i or j.
     """
 
@@ -83,7 +84,7 @@ class Side(NamedTuple):
     inner: Any
     along: bool
     words: int = 1
-    value: Any = plain
+    inside: Any = everywhere
 
 
 class _Loader(NamedTuple):
@@ -97,7 +98,7 @@ class _Loader(NamedTuple):
 
 def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
     """How a thread brings its elements of (extent, depth) of an operand into shared memory."""
-    outer, inner, along, words, value = side
+    outer, inner, along, words, inside = side
     depth = tile.depth
     run = depth if along else extent  # threads side by side in memory
     step, each = tile.threads // run, extent * depth // tile.threads
@@ -127,8 +128,10 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
             here = np.uint32(k + deep(thread, v))
             place = inner(layout, s, min(here, np.uint32(last - np.uint32(1))))
             for u in range(outers):
-                element = value(x, s, at, u, place)
-                found[v * outers + u] = element if here < last else x.dtype.type(0)
+                if here < last and inside(s, at, u, place):
+                    found[v * outers + u] = x[np.uint32(at[u, 0] + place[0])]
+                else:
+                    found[v * outers + u] = x.dtype.type(0)
 
     @helper
     def put(steps: Any, buffer: Any, found: Any, thread: Any) -> None:
