@@ -31,6 +31,7 @@ S_ROWS, S_COLUMNS, S_DEPTH, S_BIAS = 0, 1, 2, 3
 
 _PAD = 4  # beside each row of shared memory, so that a column of it lies in different banks
 _RUN = 2 if SIMULATED else 4  # neighbouring elements that a thread reads from shared memory at once
+_UNROLLED = 8 if SIMULATED else 256  # products of a thread in a row
 _GROUP = 2 if SIMULATED else 8  # tiles below each other that are made at the same time, as they share columns
 
 
@@ -101,18 +102,18 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
     outer, inner, along, words, inside = side
     depth = tile.depth
     run = depth if along else extent  # threads side by side in memory
-    step, each = tile.threads // run, extent * depth // tile.threads
+    apart, each = tile.threads // run, extent * depth // tile.threads
     outers, inners = (each, 1) if along else (1, each)
 
     @helper
     def across(thread: Any, u: Any) -> Any:
         """Of the thread's row u, its number in the tile."""
-        return np.uint32(thread // np.uint32(run)) + np.uint32(u * step) if along else thread % np.uint32(run)
+        return np.uint32(thread // np.uint32(run)) + np.uint32(u * apart) if along else thread % np.uint32(run)
 
     @helper
     def deep(thread: Any, v: Any) -> Any:
         """Of the thread's element v in a row, its number in the step."""
-        return thread % np.uint32(run) if along else np.uint32(thread // np.uint32(run)) + np.uint32(v * step)
+        return thread % np.uint32(run) if along else np.uint32(thread // np.uint32(run)) + np.uint32(v * apart)
 
     @helper
     def locate(at: Any, layout: Any, s: Any, first: Any, count: Any, thread: Any) -> None:
@@ -128,18 +129,29 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
             here = np.uint32(k + deep(thread, v))
             place = inner(layout, s, min(here, np.uint32(last - np.uint32(1))))
             for u in range(outers):
-                if here < last and inside(s, at, u, place):
+                if (here < last) & inside(s, at, u, place):
                     found[v * outers + u] = x[np.uint32(at[u, 0] + place[0])]
                 else:
                     found[v * outers + u] = x.dtype.type(0)
 
     @helper
-    def put(steps: Any, buffer: Any, found: Any, thread: Any) -> None:
+    def put(step: Any, buffer: Any, found: Any, thread: Any) -> None:
         for v in range(inners):
             for u in range(outers):
-                steps[buffer, np.uint32(deep(thread, v)), np.uint32(across(thread, u))] = found[v * outers + u]
+                step[buffer, np.uint32(deep(thread, v)), np.uint32(across(thread, u))] = found[v * outers + u]
 
     return _Loader(locate, fetch, put, words, outers, inners)
+
+
+def _twice(multiply: Any, count: int) -> Any:
+    """`multiply` for `count` levels and then for as many more: unrolled, as the compiler would not do it."""
+
+    @helper
+    def twice(total: Any, a_step: Any, b_step: Any, buffer: Any, level: Any, y: Any, x: Any) -> None:
+        multiply(total, a_step, b_step, buffer, level, y, x)
+        multiply(total, a_step, b_step, buffer, np.uint32(level + np.uint32(count)), y, x)
+
+    return twice
 
 
 def tiled(
@@ -169,10 +181,25 @@ def tiled(
     def mine_b(x: Any, c: Any) -> Any:
         return np.uint32(x * np.uint32(run_b)) + np.uint32(c // run_b * stride_b + c % run_b)
 
+    @helper
+    def multiply(total: Any, a_step: Any, b_step: Any, buffer: Any, level: Any, y: Any, x: Any) -> None:
+        left, right = cuda.local.array(tall, total.dtype), cuda.local.array(wide, total.dtype)
+        for r in range(tall):
+            left[r] = a_step[buffer, level, mine_a(y, r)]
+        for c in range(wide):
+            right[c] = b_step[buffer, level, mine_b(x, c)]
+        for r in range(tall):
+            for c in range(wide):
+                total[r, c] += left[r] * right[c]
+
+    levels = 1
+    while levels < depth and levels * tall * wide < _UNROLLED:
+        multiply, levels = _twice(multiply, levels), 2 * levels
+
     @kernel("T[] T[] T[] T[] u4[]", name=name, T=dtypes)
     def product(out: Any, a: Any, b: Any, bias: Any, layout: Any) -> None:
-        a_steps = cuda.shared.array((2, depth, a_pitch), out.dtype, alignment=16)
-        b_steps = cuda.shared.array((2, depth, b_pitch), out.dtype, alignment=16)
+        a_step = cuda.shared.array((2, depth, a_pitch), out.dtype, alignment=16)
+        b_step = cuda.shared.array((2, depth, b_pitch), out.dtype, alignment=16)
         a_next, a_at = cuda.local.array(a_each, out.dtype), cuda.local.array((a_outers, a_words), np.uint32)
         b_next, b_at = cuda.local.array(b_each, out.dtype), cuda.local.array((b_outers, b_words), np.uint32)
         total = cuda.local.array((tall, wide), out.dtype)
@@ -196,26 +223,20 @@ def tiled(
             fetch_a(a_next, a, layout, s, a_at, k, last, thread)
             fetch_b(b_next, b, layout, s, b_at, k, last, thread)
             buffer = np.uint32(0)
-            put_a(a_steps, buffer, a_next, thread)
-            put_b(b_steps, buffer, b_next, thread)
+            put_a(a_step, buffer, a_next, thread)
+            put_b(b_step, buffer, b_next, thread)
             cuda.syncthreads()
             while k < last:
                 k = np.uint32(k + np.uint32(depth))
                 if k < last:
                     fetch_a(a_next, a, layout, s, a_at, k, last, thread)
                     fetch_b(b_next, b, layout, s, b_at, k, last, thread)
-                for step in range(depth):
-                    for r in range(tall):
-                        left[r] = a_steps[buffer, np.uint32(step), mine_a(y, r)]
-                    for c in range(wide):
-                        right[c] = b_steps[buffer, np.uint32(step), mine_b(x, c)]
-                    for r in range(tall):
-                        for c in range(wide):
-                            total[r, c] += left[r] * right[c]
+                for level in range(0, depth, levels):
+                    multiply(total, a_step, b_step, buffer, np.uint32(level), y, x)
                 buffer = np.uint32(buffer ^ np.uint32(1))
                 if k < last:
-                    put_a(a_steps, buffer, a_next, thread)
-                    put_b(b_steps, buffer, b_next, thread)
+                    put_a(a_step, buffer, a_next, thread)
+                    put_b(b_step, buffer, b_next, thread)
                 cuda.syncthreads()
         base = np.uint32(part * layout[SIZE])
         biased = part == np.uint32(0) and layout[BIASED] > np.uint32(0)
