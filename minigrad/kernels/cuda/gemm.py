@@ -11,6 +11,7 @@ is a pair of functions.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -76,9 +77,9 @@ def everywhere(s: Any, outer: Any, u: Any, inner: Any) -> Any:
 class Side(NamedTuple):
     """Where an operand's elements lie: the sum of `outer(layout, s, i)` (j for B) and `inner(layout, s, k)`.
 
-    Both are tuples of so many uint32 `words`, of which that is the first. Where `inside(s, outer, u, inner)` says no, of
-    number u of some outer places, zero stands for the element. `along`: are neighbours along k also neighbours in
-    memory? Neighbouring threads load these, or else neighbours along i or j.
+    Both are tuples of so many uint32 `words`, of which that is the first. Where `inside(s, outer, u, inner)` says no,
+    for number u of the outer places at hand, the element is zero. `along`: are neighbours along k neighbours in memory,
+    too? Then neighbouring threads load these, or else neighbours along i or j.
     """
 
     outer: Any
@@ -127,7 +128,7 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
     def fetch(found: Any, x: Any, layout: Any, s: Any, at: Any, k: Any, last: Any, thread: Any) -> None:
         for v in range(inners):
             here = np.uint32(k + deep(thread, v))
-            place = inner(layout, s, min(here, np.uint32(last - np.uint32(1))))
+            place = inner(layout, s, min(here, np.uint32(last - np.uint32(1))))  # a table may end there
             for u in range(outers):
                 if (here < last) & inside(s, at, u, place):
                     found[v * outers + u] = x[np.uint32(at[u, 0] + place[0])]
@@ -141,6 +142,18 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
                 step[buffer, np.uint32(deep(thread, v)), np.uint32(across(thread, u))] = found[v * outers + u]
 
     return _Loader(locate, fetch, put, words, outers, inners)
+
+
+def _spread(each: int, threads: int) -> Any:
+    """Of row n of a thread's tile, its number in the block's: in runs, so that neighbours read from other banks."""
+    run = min(each, _RUN)
+    apart = run * threads
+
+    @helper
+    def number(thread: Any, n: Any) -> Any:
+        return np.uint32(thread * np.uint32(run)) + np.uint32(n // run * apart + n % run)
+
+    return number
 
 
 def _twice(multiply: Any, count: int) -> Any:
@@ -164,22 +177,12 @@ def tiled(
     up to the place in `out`. The bias, one number per row or per column of the product, is read if the layout says so.
     """
     rows, columns, depth, tall, wide = tile[:5]
-    abreast = columns // wide  # threads
     locate_a, fetch_a, put_a, a_words, a_outers, a_inners = _loader(a, rows, tile)
     locate_b, fetch_b, put_b, b_words, b_outers, b_inners = _loader(b, columns, tile)
     a_each, b_each = a_outers * a_inners, b_outers * b_inners
     a_pitch, b_pitch = rows + _PAD, columns + _PAD
-    run_a, run_b = min(tall, _RUN), min(wide, _RUN)
-    stride_a, stride_b = run_a * (rows // tall), run_b * abreast
-
-    @helper
-    def mine_a(y: Any, r: Any) -> Any:
-        """Of row r of the thread's tile, its number in the block's: runs, so that neighbours read other banks."""
-        return np.uint32(y * np.uint32(run_a)) + np.uint32(r // run_a * stride_a + r % run_a)
-
-    @helper
-    def mine_b(x: Any, c: Any) -> Any:
-        return np.uint32(x * np.uint32(run_b)) + np.uint32(c // run_b * stride_b + c % run_b)
+    abreast = columns // wide  # threads
+    mine_a, mine_b = _spread(tall, rows // tall), _spread(wide, abreast)
 
     @helper
     def multiply(total: Any, a_step: Any, b_step: Any, buffer: Any, level: Any, y: Any, x: Any) -> None:
@@ -278,7 +281,7 @@ def _job(layout: Any, block: Any, rows: Any, columns: Any) -> Any:
 # On the host: which tile, how many parts, and the launch --------------------------------------------------------------
 
 _PROCESSORS = 132  # of an H200; the choice must not depend on the GPU at hand, so that sums do not either
-_LATENCY = 700  # clocks that a step takes at least
+_LATENCY = 500  # clocks of a step in which a block that has its processor to itself waits
 _SUMMED = 2700 / 8, 6000  # numbers per clock when parts are added; clocks for the launch
 _PARTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -307,10 +310,11 @@ def choice(rows: int, columns: int, depth: int, count: int, dtype: Any) -> tuple
     def clocks(option: tuple[Tile, int]) -> float:
         tile, parts = option
         blocks = count * parts * -(-rows // tile.rows) * -(-columns // tile.columns)
+        if parts > 1 and blocks > 2 * _PROCESSORS:
+            return math.inf
         work = tile.rows * tile.columns * tile.depth / tile.rate
-        steps = -(-depth // parts // tile.depth)
         adding = 0 if parts == 1 else _SUMMED[1] + count * parts * rows * columns / _SUMMED[0]
-        return steps * max(-(-blocks // _PROCESSORS) * work, _LATENCY) + adding
+        return -(-depth // parts // tile.depth) * max(-(-blocks // _PROCESSORS) * work, work + _LATENCY) + adding
 
     fitting = [tile for tile in TILES if np.dtype(dtype).str[1:] in tile.dtypes]
     return min(itertools.product(fitting, _PARTS), key=clocks)

@@ -107,8 +107,10 @@ _COMPUTED_IN = {np.dtype(np.float16): np.dtype(np.float32), np.dtype(np.bool_): 
 def _product(x: Array, y: Array, bias: Array | None) -> Array:
     dtype = _COMPUTED_IN.get(x.dtype, x.dtype)
     left, right = _ready(x, dtype), _ready(y, dtype)
-    batch = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
-    left, right = left.expand((*batch, *left.shape[-2:])), right.expand((*batch, *right.shape[-2:]))
+    batch = left.shape[:-2]
+    if right.shape[:-2] != batch:
+        batch = np.broadcast_shapes(batch, right.shape[:-2])
+        left, right = left.expand((*batch, *left.shape[-2:])), right.expand((*batch, *right.shape[-2:]))
     plan = _plan(batch, left.shape, right.shape, left.strides, right.strides, dtype, bias is not None)
     out = empty((*batch, left.shape[-2], right.shape[-1]), dtype)
     return cast(plan(out, left, right, None if bias is None else _ready(contiguous(bias), dtype)), x.dtype)
