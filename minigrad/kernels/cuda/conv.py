@@ -25,11 +25,11 @@ from minigrad.kernels.cuda.launch import helper
 _GROUPS, _FILTER, _CHANNEL, _IMAGE, _OUT = HEAD, HEAD + 1, HEAD + 2, HEAD + 3, HEAD + 4
 _FILTER_GROUP, _IMAGE_GROUP, _OUT_GROUP, _GUARD, _EXTENTS = HEAD + 5, HEAD + 6, HEAD + 7, HEAD + 8, HEAD + 9
 _PHASES = HEAD + 10
-_PHASE = 5  # words: columns and depth of the product, pixels of an image, the first entry of pixels, and of taps
+_PHASE = 7  # words: columns and depth of the product; pixels of an image, with their `_reciprocal`; where tables begin
 _ENTRY = 3  # words: place in the image, packed coordinates there, place in the output or in the filters
 
 # In registers: the same of the block's phase, and where its group begins in the three arrays.
-_PIXELS, _FIRST_PIXEL, _FIRST_TAP, _FILTERS_AT, _IMAGE_AT, _OUT_AT, _S_GUARD, _S_EXTENTS = range(4, 12)
+_PIXELS, _MAGIC, _SHIFT, _FIRST_PIXEL, _FIRST_TAP, _FILTERS_AT, _IMAGE_AT, _OUT_AT, _S_GUARD, _S_EXTENTS = range(4, 14)
 
 
 @helper
@@ -40,6 +40,7 @@ def _begin(layout: Any, z: Any) -> Any:
     return (
         layout[ROWS], layout[at], layout[at + np.uint32(1)], np.uint32(group * layout[ROWS]),
         layout[at + np.uint32(2)], layout[at + np.uint32(3)], layout[at + np.uint32(4)],
+        layout[at + np.uint32(5)], layout[at + np.uint32(6)],
         np.uint32(group * layout[_FILTER_GROUP]), np.uint32(group * layout[_IMAGE_GROUP]),
         np.uint32(group * layout[_OUT_GROUP]), layout[_GUARD], layout[_EXTENTS],
     )  # fmt: skip
@@ -48,7 +49,8 @@ def _begin(layout: Any, z: Any) -> Any:
 @helper
 def _pixel(s: Any, j: Any) -> Any:
     """Of pixel j of all images, the image and the table's entry."""
-    image = np.uint32(j // s[_PIXELS])
+    high = np.uint64(j) * np.uint64(s[_MAGIC]) >> np.uint64(32)
+    image = np.uint32((high + np.uint64(j)) >> np.uint64(s[_SHIFT]))
     pixel = np.uint32(j - np.uint32(image * s[_PIXELS]))
     return image, np.uint32(s[_FIRST_PIXEL] + np.uint32(pixel * np.uint32(_ENTRY)))
 
@@ -159,6 +161,12 @@ def _adjoint(space: int, output: int, kernel: int, stride: int, padding: int, di
     return [_Axis(p, i[p] // stride, k, -(t[k] // stride)) for p, k in met]
 
 
+def _reciprocal(n: int) -> tuple[int, int]:
+    """(m, s) with j // n = ((j · m >> 32) + j) >> s for 0 ≤ j < 2³². Granlund and Montgomery, PLDI 1994, figure 4.1."""
+    shift = (n - 1).bit_length()
+    return ((1 << shift) - n << 32) // n + 1, shift
+
+
 def _sums(terms: Any, factors: Any) -> Any:
     """Σ terms[d][i_d] · factors[d] for all indices i, in the order of memory."""
     total = np.zeros(1, np.int64)
@@ -207,7 +215,9 @@ def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool) -> Plan:
         pixels = _sums(pixel_at, to_image), zero + _sums(pixel_at, units), _sums(pixel, to_out)
         places, numbers = channel * area + _sums(tap_at, to_image), channel * channel_step + _sums(tap, to_tap)
         met = places, np.broadcast_to(_sums(tap_at, units), places.shape), numbers
-        records.append([images * pixels[0].size, places.size, pixels[0].size, end, end + _ENTRY * pixels[0].size])
+        count = pixels[0].size
+        reciprocal = _reciprocal(max(1, count))
+        records.append([images * count, places.size, count, *reciprocal, end, end + _ENTRY * count])
         tables += [np.stack(pixels, -1).ravel(), np.stack(met, -1).ravel()]
         end += sum(table.size for table in tables[-2:])
     if use == "conv_weight_grad":
