@@ -18,6 +18,7 @@ CONVOLUTIONS = [case for name, case in CASES.items() if "more channels" not in n
 CONVOLUTIONS += [
     ((9,), (2,), (4,), (3,), (3,), 1, 3, 2),  # more padding than filter, a stride that skips taps
     ((5, 4), (1, 1), (2, 3), (0, 0), (1, 1), 1, 5, 6),
+    ((9, 10), (1, 1), (5, 7), (0, 0), (1, 1), 1, 2, 2),  # the last pixels met lie far from the border
     ((2, 3, 2, 3), (2, 1, 2, 2), (1, 2, 1, 2), (1, 0, 0, 1), (1, 1, 1, 2), 2, 4, 2),  # four dimensions
 ]
 
