@@ -2,8 +2,10 @@
 
 from minigrad.kernels.cuda._numba import problem as problem
 from minigrad.kernels.cuda.array import *
+from minigrad.kernels.cuda.conv import *
 from minigrad.kernels.cuda.elementwise import *
 from minigrad.kernels.cuda.index import *
+from minigrad.kernels.cuda.matmul import *
 from minigrad.kernels.cuda.memory import (
     empty_cache as empty_cache,
     memory_allocated as memory_allocated,
