@@ -2,6 +2,7 @@
 
 from minigrad.kernels.cuda._numba import problem as problem
 from minigrad.kernels.cuda.array import *
+from minigrad.kernels.cuda.batch_norm import *
 from minigrad.kernels.cuda.elementwise import *
 from minigrad.kernels.cuda.index import *
 from minigrad.kernels.cuda.memory import (
