@@ -224,7 +224,7 @@ class Node:
                     f"{self.op.name}.vjp for {self.op.input_name(i)!r}: expected a gradient of shape {edge.shape}, "
                     f"{edge.dtype}; the rule gave {gradient.shape}, {gradient.dtype}. The rule is wrong."
                 )
-            own = id(gradient.data) not in held and not kernels(g.device).is_view(gradient.data)
+            own = id(gradient.data) not in held and not kernels(gradient.device).is_view(gradient.data)
             yield edge, gradient, own
 
     def free(self) -> None:

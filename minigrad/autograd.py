@@ -91,7 +91,7 @@ def _walk(
                 elif wanted is None and node.retained is not None and (tensor := node.retained()) is not None:
                     _accumulate(tensor, g, own=False)
                 for edge, gradient, own in node.gradients(g, needed) if onward else ():
-                    if anomaly and kernels(g.device).has_nan(gradient.data):
+                    if anomaly and kernels(gradient.device).has_nan(gradient.data):
                         raise RuntimeError(f"detect_anomaly: the vjp of op {node.op.name!r} made the first NaN")
                     give(edge, gradient, own)
             if onward and not retain:

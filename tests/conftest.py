@@ -44,6 +44,12 @@ def device(pytestconfig: pytest.Config) -> str:
     return str(pytestconfig.getoption("--device"))
 
 
+@pytest.fixture(scope="session")
+def most_elements(device: str) -> int:
+    """How many elements a test may give to the device: the simulator takes some 20 µs for each."""
+    return 5000 if device == "cuda" and numba.config.ENABLE_CUDASIM else 1 << 62
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     mg.manual_seed(0)

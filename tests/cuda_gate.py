@@ -100,7 +100,7 @@ def main() -> int:
     for row in rows:
         print("\t".join(row))
     if not shutil.which("ptxas"):
-        print("ptxas is not installed: PTX was made and looked through, registers and spills are unknown", file=sys.stderr)
+        print("ptxas is not installed: PTX was made and looked at; registers and spills are unknown", file=sys.stderr)
     return any(row.complaint for row in rows)
 
 

@@ -14,6 +14,7 @@ from minigrad.kernels.cuda.memory import (
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *
+from minigrad.kernels.cuda.softmax import *
 
 
 class MissingKernel(NotImplementedError, AttributeError):
