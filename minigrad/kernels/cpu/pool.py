@@ -89,8 +89,11 @@ def pool_gather(x: Any, indices: Any) -> Any:
 
 
 @np.errstate(all="ignore")
-def pool_scatter(g: Any, indices: Any, input_shape: Extents) -> Any:
-    """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index."""
+def pool_scatter(g: Any, indices: Any, input_shape: Extents, windows: tuple[Extents, Extents, Extents]) -> Any:
+    """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index.
+
+    `windows` (kernel, stride, padding) say which g may belong to a pixel, for devices where each pixel looks for them.
+    """
     planes = _planes(g)
     out = np.zeros((len(planes), math.prod(input_shape)), planes.dtype)
     _scatter(out, planes, np.ascontiguousarray(indices).reshape(planes.shape))

@@ -11,6 +11,7 @@ from minigrad.kernels.cuda.memory import (
     memory_reserved as memory_reserved,
     synchronize as synchronize,
 )
+from minigrad.kernels.cuda.pool import *
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *

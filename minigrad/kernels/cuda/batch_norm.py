@@ -67,9 +67,10 @@ def _added(sums: Any, channel: Any, pieces: Any) -> tuple[Any, Any]:
     """The two sums over a whole channel."""
     total, along = np.float64(0), np.float64(0)
     for piece in range(pieces):
-        at = np.uint32(np.uint32(np.uint32(channel * pieces) + np.uint32(piece)) * np.uint32(4))
-        total += _settled(np.float64(sums[at]), np.float64(sums[np.uint32(at + np.uint32(1))]))
-        along += _settled(np.float64(sums[np.uint32(at + np.uint32(2))]), np.float64(sums[np.uint32(at + np.uint32(3))]))
+        a = np.uint32(np.uint32(np.uint32(channel * pieces) + np.uint32(piece)) * np.uint32(4))
+        b, c, d = np.uint32(a + np.uint32(1)), np.uint32(a + np.uint32(2)), np.uint32(a + np.uint32(3))
+        total += _settled(np.float64(sums[a]), np.float64(sums[b]))
+        along += _settled(np.float64(sums[c]), np.float64(sums[d]))
     return total, along
 
 
