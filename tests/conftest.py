@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from collections.abc import Generator
@@ -42,6 +43,13 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> str:
     return str(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture
+def on_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test makes is on the device, unless it says where."""
+    for name in ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "rand", "randn"):
+        monkeypatch.setattr(mg, name, functools.partial(getattr(mg, name), device=device))
 
 
 @pytest.fixture(scope="session")

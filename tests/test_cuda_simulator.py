@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ON_THE_DEVICE = ["test_ops.py", "test_device.py", "test_broadcasting.py"]  # the files whose tests fill several blocks
+ON_THE_DEVICE = [
+    "test_ops.py", "test_device.py", "test_broadcasting.py", "test_special_values.py", "test_indexing.py",
+    "test_dtypes.py", "test_autograd.py", "test_tensor.py",
+]  # fmt: skip
 
 
 def test_the_device_passes_the_suite_of_the_cpu() -> None:

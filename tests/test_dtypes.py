@@ -10,6 +10,8 @@ import pytest
 
 import minigrad as mg
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 DTYPES = ["float16", "float32", "float64", "int64", "bool"]
 NUMBERS = [True, 3, 2.5]
 OPERANDS: list[tuple[str, Any]] = [(d, s) for d in DTYPES for s in ((2,), ())] + [("number", n) for n in NUMBERS]

@@ -11,6 +11,8 @@ from ops_table import TABLE, Row, inputs
 
 import minigrad as mg
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 INF, NAN = math.inf, math.nan
 
 

@@ -62,9 +62,10 @@ def _temporary_directory() -> Path:
 
 @functools.cache
 def _sources() -> str:
-    """A hash of the text of every kernel module: what a compiled kernel may depend on."""
+    """A hash of the text of every kernel module of this device: what a compiled kernel may depend on."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    here = Path(__file__).parent
+    for path in sorted([*here.parent.glob("*.py"), *here.glob("*.py")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -79,7 +79,7 @@ def row_major(shape: Shape) -> Shape:
     strides, step = [], 1
     for n in reversed(shape):
         strides.append(step)
-        step *= n
+        step *= max(n, 1)
     return tuple(strides[::-1])
 
 
@@ -310,13 +310,13 @@ def part(x: Array, index: Any) -> Array:
         raise IndexError(f"too many indices: {x.ndim} dimensions, {x.ndim - missing} were indexed")
     parts[at : at + 1] = [slice(None)] * missing
     shape, strides, offset = [], [], 0
-    extents = iter(zip(x.shape, x.strides, strict=True))
+    axis = 0
     for p in parts:
         if p is None:
             shape.append(1)
             strides.append(0)
             continue
-        n, stride = next(extents)
+        n, stride = x.shape[axis], x.strides[axis]
         if isinstance(p, slice):
             start, stop, step = p.indices(n)
             count = len(range(start, stop, step))
@@ -326,7 +326,8 @@ def part(x: Array, index: Any) -> Array:
         elif -n <= p < n:
             offset += (p % n) * stride
         else:
-            raise IndexError(f"index {p} is out of bounds for a dimension of extent {n}")
+            raise IndexError(f"index {p} is out of bounds for axis {axis} with size {n}")
+        axis += 1
     return x.view(tuple(shape), tuple(strides), offset)
 
 
