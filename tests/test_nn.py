@@ -323,7 +323,9 @@ def test_batch_norm_has_a_third_derivative(device):
     assert (slope * d).sum().item() == pytest.approx((ahead - behind) / (2 * h), rel=1e-6)
 
 
-def test_kernels_of_batch_norm_give_the_same_bits_serial_and_parallel():
+def test_kernels_of_batch_norm_give_the_same_bits_serial_and_parallel(device):
+    if device != "cpu":
+        pytest.skip("two variants of one kernel are the CPU's")
     x, g = (np.random.default_rng(i).standard_normal((5, 3, 100)).astype(np.float32) for i in range(2))
     mean, var, total, along = np.empty((4, 2, 3))
     out = np.empty((2, *x.shape), np.float32)

@@ -241,7 +241,9 @@ def test_strided_and_read_only_inputs(device):
     same(k.upsample_nearest_grad(x, (2, 1)), k.upsample_nearest_grad(here, (2, 1)))
 
 
-def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch):
+def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch, device):
+    if device != "cpu":
+        pytest.skip("two variants of one kernel are the CPU's")
     x = np.random.default_rng(0).standard_normal((6, 11, 32, 33)).astype(np.float32)
     windows = (3, 3), (2, 2), (1, 1)
 
