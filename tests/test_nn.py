@@ -259,15 +259,19 @@ def test_batch_norm_of_nothing(shape, device):
 
 
 def test_statistics_are_accurate_whatever_the_first_element(device):
-    """Of a channel far from zero, of one whose first element is far from the others, of one of equal elements."""
-    x = rng.standard_normal((50, 3, 4))
+    """Of channels far from zero, with a first element far from the others, of equal ones, of zeros but for the first."""
+    x = rng.standard_normal((50, 4, 4))
     x[:, 0] += 1e6
-    x[0, 1, 0], x[:, 2] = -1e5, 0.1
+    x[0, 1, 0], x[:, 2], x[:, 3] = -1e5, 0.1, 0
+    x[0, 3, 0] = 1.1
     x = x.astype(np.float32)
-    _, mean, var = standardize(mg.tensor(x, device=device))
+    y, mean, var = standardize(mg.tensor(x, device=device))
     exact = x.astype(np.float64)
-    assert np.abs(mean.numpy() - exact.mean((0, 2))).max() <= 1e-7 * exact.std((0, 2)).max()
-    np.testing.assert_allclose(var.numpy(), exact.var((0, 2)), rtol=1e-6, atol=0)
+    deviation = exact.std((0, 2))
+    assert (np.abs(mean.numpy() - exact.mean((0, 2))) <= 1e-7 * deviation).all()
+    np.testing.assert_allclose(var.numpy(), deviation**2, rtol=1e-7)
+    expected = (exact - exact.mean((0, 2), keepdims=True)) / np.sqrt(exact.var((0, 2), keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y.numpy(), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_batch_norm_gives_the_same_bits_every_time(device):

@@ -2,8 +2,8 @@
 
 All that is asked of a channel are two sums, Σ a and Σ a (x − x₀), with its first element x₀ in the place of the mean:
 a = x − x₀ gives the statistics in one reading of x, a = g the gradients. Blocks sum pieces of a channel and carry the
-rounding errors of sums and products along, so that the shift to the mean, at most √n standard deviations from any
-element (Samuelson's inequality), costs no digits. A thread for each channel adds the pieces up.
+rounding errors of sums and products along, so that it costs few digits if x₀ is far from the mean, which it is by √n
+standard deviations at most (Samuelson's inequality). A thread for each channel adds the pieces up.
 """
 
 from __future__ import annotations
