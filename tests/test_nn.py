@@ -259,7 +259,7 @@ def test_batch_norm_of_nothing(shape, device):
 
 
 def test_statistics_are_accurate_whatever_the_first_element(device):
-    """Of channels far from zero, with a first element far from the others, of equal ones, of zeros but for the first."""
+    """Of channels far from zero, with a first element far from the rest, of equal ones, of zeros but for the first."""
     x = rng.standard_normal((50, 4, 4))
     x[:, 0] += 1e6
     x[0, 1, 0], x[:, 2], x[:, 3] = -1e5, 0.1, 0
