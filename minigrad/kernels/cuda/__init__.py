@@ -2,6 +2,7 @@
 
 from minigrad.kernels.cuda._numba import problem as problem
 from minigrad.kernels.cuda.array import *
+from minigrad.kernels.cuda.batch_norm import *
 from minigrad.kernels.cuda.conv import *
 from minigrad.kernels.cuda.elementwise import *
 from minigrad.kernels.cuda.index import *
@@ -12,6 +13,7 @@ from minigrad.kernels.cuda.memory import (
     memory_reserved as memory_reserved,
     synchronize as synchronize,
 )
+from minigrad.kernels.cuda.pool import *
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *
