@@ -40,6 +40,9 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "optim",
     "checkpoint",
     "spectral",
+    "_trace",
+    "_onnx",
+    "export",
     "",  # minigrad itself: the public names
     "spectral.study _cases _info",
     "_checks _libraries",

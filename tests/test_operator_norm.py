@@ -446,3 +446,41 @@ def test_lanczos_restarts_and_gives_up():
         leading_eigenvalues(lambda x: values[:50, None] * x, 50, 2, tolerance=0.0)
     with pytest.raises(ValueError, match="expected k between 1 and 3; got 4"):
         leading_eigenvalues(lambda x: x, 3, 4)
+
+
+# In the diagnosis of a model ------------------------------------------------------------------------------------------
+
+
+def small_model(gradient="fixed_uv"):
+    mg.manual_seed(0)
+    conv = mg.nn.Conv2d(1, 2, 3, stride=2, padding=1, **F64)
+    back = mg.nn.ConvTranspose2d(2, 1, 2, **F64)
+    w = [matrix_of(conv, (4, 4)), matrix_of(back, (2, 2))]
+    registered(conv, (4, 4), gradient=gradient), registered(back, (2, 2), gradient=gradient)
+    model = mg.nn.Sequential(conv, mg.nn.SiLU(), back)
+    x, target = mg.randn(3, 1, 4, 4, dtype=mg.float64), mg.randn(3, 1, 3, 3, dtype=mg.float64)
+    return model, lambda: (model(x) * target).sum(), w
+
+
+def test_diagnose_knows_the_norm_of_a_convolution():
+    model, loss, matrices = small_model("detached")
+    for row, matrix, layer in zip(mg.spectral.diagnose(model, loss), matrices, (model[0], model[2]), strict=True):
+        u, v = (x.ravel() for x in vectors(layer))
+        values = np.linalg.svd(matrix, compute_uv=False)
+        assert row["shape"] == matrix.shape and row["sigma_hat"] == pytest.approx(u @ matrix @ v, rel=1e-10)
+        assert row["sigma"] == pytest.approx(values[0], rel=1e-9)
+        assert row["gap"] == pytest.approx(values[1] / values[0], rel=1e-8)
+        assert row["radial"] == pytest.approx(row["lam"], rel=1e-9) and not row["invariant"]
+
+
+def test_compare_gradients_writes_a_convolution_out():
+    model, loss, _ = small_model()
+    for row in mg.spectral.compare_gradients(model, loss):
+        name = row["convention"]
+        assert row["meets"] == ([CONVENTIONS[name].oracle] if CONVENTIONS[name].oracle and name != "exact" else [])
+        assert (row["svd"] is None) == (name == "exact")
+    (row,) = mg.spectral.compare_gradients(model, loss, like="torch", layers="0")  # of the reshaped weight
+    assert row["meets"] == ["frozen"]
+    large = registered(mg.nn.Conv2d(3, 3, 3, padding=1, **F64), 64)
+    with pytest.raises(ValueError, match=r"is a matrix \(12288, 12288\): too large to be written out"):
+        mg.spectral.compare_gradients(large, lambda: large(mg.ones(1, 3, 64, 64, dtype=mg.float64)).sum())

@@ -28,7 +28,18 @@ from minigrad.ops import conventions
 from minigrad.spectral.emulation import LIBRARIES
 from minigrad.spectral.libraries import findings, measure
 from minigrad.spectral.oracles import ORACLES, sweep, unit
-from minigrad.spectral.study import command, comparison, convergence, data, opening, output, report, second_order
+from minigrad.spectral.study import (
+    command,
+    comparison,
+    convergence,
+    data,
+    lipschitz,
+    models,
+    opening,
+    output,
+    report,
+    second_order,
+)
 from minigrad.spectral.study.end_to_end import Around
 from minigrad.spectral.study.report import scientific
 from minigrad.spectral.study.statistics import holm, interval, quantile, within
@@ -168,7 +179,8 @@ def test_the_report_is_one_self_contained_page(quick):
     assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", text)
     assert page.tags.count("svg") >= 14
     assert not re.search(r"\bnan\b|None|Undefined|&lt;svg", text)
-    for part in (">passed<", "miyato2018spectral", "does not show", "prefers-color-scheme: dark", "· seed 0 ·"):
+    told = "miyato2018spectral", "Not to be taken for one another", "prefers-color-scheme: dark", "· seed 0 ·"
+    for part in (">passed<", *told):
         assert part in text
 
 
@@ -188,6 +200,7 @@ def test_the_numbers_beside_it(quick):
         "residuals",
         "spectra",
         "second_order",
+        "lipschitz",
         "libraries",
         "sweeps",
         "rates",
@@ -202,6 +215,44 @@ def test_the_numbers_beside_it(quick):
     for name in tables:
         lines = (quick / f"{name}.csv").read_text(encoding="utf-8").splitlines()
         assert len(lines) == len(found[name]) + 1 and lines[0] == ",".join(found[name][0])
+
+
+def test_how_steep_the_network_is(quick):
+    """The dense layers by NumPy; SiLU's constant is the largest slope of it."""
+    found = json.loads((quick / "results.json").read_text(encoding="utf-8"))
+    rows = found["lipschitz"]
+    of = {row["layer"]: row for row in found["layers"] if row["step"] == 12}
+    x = np.linspace(0, 5, 100_001)
+    slope = np.gradient(x / (1 + np.exp(-x)), x).max()
+    product = 1.0
+    for row in rows[:-3]:
+        if row["kind"] == "Linear":
+            expected = of[row["layer"]]["sigma"] / of[row["layer"]]["sigma_hat"]
+            assert row["reshaped"] == row["constant"]
+        else:
+            expected = {"SiLU": slope, "Flatten": 1.0}[row["kind"]]
+            assert row["reshaped"] is None
+        assert row["constant"] == pytest.approx(expected, rel=1e-6)
+        product *= expected
+    lower, upper, reshaped = (row["constant"] for row in rows[-3:])
+    assert 0 < lower < upper and upper == reshaped == pytest.approx(product, rel=1e-6)
+    page = (quick / "report.html").read_text(encoding="utf-8")
+    assert 'id="lipschitz"' in page and f"{lower:.4f} ≤ L ≤ {upper:.4f}" in page
+
+
+def test_the_norms_of_convolutions_are_in_the_study():
+    network = models.normalized("conv", (8, 8), 10, "fixed_uv", 0)
+    found = lipschitz.steepness(3, network, mg.randn(4, 8, 8, dtype=mg.float64), lambda: None)
+    first, second = (one for one in found.factors if one.kind == "Conv2d")
+    for one in (first, second):
+        layer = getattr(network, one.layer)
+        reshaped = np.linalg.norm(layer.weight.detach().numpy().reshape(len(layer.weight), -1).astype(np.float64), 2)
+        eye = mg.tensor(np.eye(64 * layer.in_channels, dtype=np.float32).reshape(-1, layer.in_channels, 8, 8))
+        with mg.no_grad():
+            matrix = (layer.eval()(eye) - layer.bias.reshape(-1, 1, 1)).numpy().reshape(len(eye), -1)
+        assert one.ratio == pytest.approx(np.linalg.norm(matrix, 2) / reshaped, rel=1e-5)
+        assert 1 < one.ratio < one.circular
+    assert found.upper > 2 * found.reshaped and f"{first.ratio:.2f} at conv1" in lipschitz.summary(found)
 
 
 def test_every_residual_is_decided_rightly(quick):

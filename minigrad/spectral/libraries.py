@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -181,10 +182,9 @@ class Problem:
 
     def matrix(self, weight: Array) -> Array:
         """M: outputs × inputs, or the entries of W in a square, row after row, and zeros at its end."""
-        if self.library.rows != "square":
-            return weight.T if self.axis else weight
-        side = math.isqrt(weight.size - 1) + 1
-        return np.pad(weight.ravel(), (0, side * side - weight.size)).reshape(side, side)
+        if self.library.rows == "square":
+            return square(weight)
+        return weight.T if self.axis else weight
 
     @property
     def slope(self) -> Array:
@@ -258,6 +258,12 @@ def measure(like: str, seed: int = 0, device: str = "cpu") -> Row:
         converged=norm_at(1.0),
         tiny=norm_at(TINY),
     )
+
+
+def square(entries: Any) -> Any:
+    """The entries of an array in ⌈√N⌉ rows of that length, zeros at the end."""
+    side = math.isqrt(entries.size - 1) + 1
+    return np.pad(entries.ravel(), (0, side * side - entries.size)).reshape(side, side)
 
 
 def sweep(library: Library, matrix: Array, u: Array, v: Array) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ from minigrad.nn.module import Module
 from minigrad.nn.utils.spectral_norm import raw_weight
 from minigrad.ops.conv import IntOrTuple
 from minigrad.ops.creation import tensor
-from minigrad.ops.linear_map import LinearMap
+from minigrad.ops.linear_map import LinearMap, MatrixMap
 from minigrad.ops.spectral import matrix_shape, vector_dtype
 from minigrad.spectral.krylov import Array, leading_eigenvalues
 
@@ -97,7 +97,7 @@ def _of_convolution(
     if padding_mode == "zeros":
         u, v = found.shapes(weight)
         _check_count(who, k, math.prod(u), math.prod(v))
-        return tensor(_leading(found, weight, k), dtype=vector_dtype(weight), device=weight.device)
+        return tensor(leading_singular_values(found, weight, k), dtype=vector_dtype(weight), device=weight.device)
     if padding_mode != "circular":
         raise ValueError(f"{who}: expected padding_mode 'zeros' or 'circular'; got {padding_mode!r}")
     stride, dilation, groups = found.layout.stride, found.layout.dilation, found.layout.groups
@@ -118,13 +118,16 @@ def _check_count(who: str, k: int, m: int, n: int) -> None:
         raise ValueError(f"{who}: expected k between 1 and {min(m, n)} for a matrix {(m, n)}; got {k}")
 
 
-def _leading(map: LinearMap, weight: Tensor, k: int) -> Array:
-    """The k largest singular values of the map, in float64; NaN if the weight is not finite."""
-    weight = weight.detach().to(_dtypes.float64)
+def leading_singular_values(map: LinearMap, weight: Tensor, k: int) -> Array:
+    """The k largest singular values of the map that a weight makes, in float64; NaN if the weight is not finite."""
+    weight = weight.detach()
+    if isinstance(map, MatrixMap):
+        values = kernels(weight.device).singular_values(weight.to(_dtypes.float64).data, k, map.dim)
+        return np.array(Tensor(values, weight.device).to("cpu").numpy())
     scale = weight.abs().max().item()
     if not 0 < scale < math.inf:
         return np.full(k, 0.0 if scale == 0 else np.nan)
-    there, back = map.products(weight / scale)
+    there, back = map.products(weight.to(_dtypes.float64) / scale)
     _, shape = map.shapes(weight)
 
     def gram(x: Array) -> Array:

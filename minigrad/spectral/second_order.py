@@ -10,13 +10,13 @@ The term belongs to one weight alone: the mixed second derivatives of two weight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from minigrad._mode import enable_grad
 from minigrad._tensor import Tensor
 from minigrad.autograd import grad
+from minigrad.nn._calls import substituted
 from minigrad.nn.module import Module
 from minigrad.nn.utils.spectral_norm import SpectralParametrization
 from minigrad.ops._operands import to_dtype
@@ -93,7 +93,7 @@ def model_hvp(model: Module, loss: Callable[[], Tensor], directions: Mapping[str
     loss: a callable without arguments that evaluates the model and returns a scalar; it is called once. While it runs,
     every weight under `spectral_norm` reads as γ · factor · W/σ₁(W), with the leading singular pair and not the stored
     u and v, which do not step and stay as they are; whatever the layers' `gradient`. What else the loss does (the
-    running averages of a batch norm in training mode, say) it does. Other threads must leave the model alone meanwhile.
+    running averages of a batch norm in training mode, say) it does.
 
     directions: name in `model.named_parameters()` -> tensor of that parameter's shape and dtype; those left out are 0.
     Returns three dictionaries over the names of all parameters that require grad: `fixed_uv`, the pairs held fixed;
@@ -120,28 +120,34 @@ def model_hvp(model: Module, loss: Callable[[], Tensor], directions: Mapping[str
             )
         _check("model_hvp", f"the direction of {name!r}", parameters[name], direction)
     along = {name: directions.get(name, zeros_like(p)) for name, p in parameters.items()}
-    parametrizations = [m for m in model.modules() if isinstance(m, SpectralParametrization)]
-    dims = [p.map.dim for p in parametrizations if isinstance(p.map, MatrixMap)]
-    if len(dims) < len(parametrizations):
+    weights = {
+        (module, name): rule
+        for module in model.modules()
+        for name, rule in module._parametrized().items()
+        if isinstance(rule, SpectralParametrization)
+    }
+    dims = [rule.map.dim for rule in weights.values() if isinstance(rule.map, MatrixMap)]
+    if len(dims) < len(weights):
         raise ValueError(
             "model_hvp: expected weights normalized by the norm of their matrix; got one with norm='operator', "
             "whose singular pair has no derivative here"
         )
     with enable_grad():
-        bars = [_normalized(p.original, dim) for p, dim in zip(parametrizations, dims, strict=True)]
-        with _standing_in(parametrizations, bars):
+        bars = [_normalized(rule.original, dim) for rule, dim in zip(weights.values(), dims, strict=True)]
+        scaled = [rule._scaled(w_bar) for rule, w_bar in zip(weights.values(), bars, strict=True)]
+        with substituted(dict(zip(weights, scaled, strict=True))):
             value = loss()
-        trained = [one for one in zip(parametrizations, bars, dims, strict=True) if one[1].requires_grad]
+        trained = [one for one in zip(weights.values(), bars, dims, strict=True) if one[1].requires_grad]
         products, upstreams = _differentiated(
             value, list(parameters.values()), list(along.values()), [w_bar for _, w_bar, _ in trained]
         )
     fixed = dict(zip(parameters, products, strict=True))
     turning = {name: zeros_like(p) for name, p in parameters.items()}
     names = {id(p): name for name, p in parameters.items()}
-    for (p, w_bar, dim), upstream in zip(trained, upstreams, strict=True):
-        name = names[id(p.original)]  # of several, where modules share it
+    for (rule, w_bar, dim), upstream in zip(trained, upstreams, strict=True):
+        name = names[id(rule.original)]  # of several, where modules share it
         if name in directions:
-            turning[name] = turning[name] + _turning(upstream, w_bar, p.original, along[name], dim)
+            turning[name] = turning[name] + _turning(upstream, w_bar, rule.original, along[name], dim)
     return ModelHvp({name: fixed[name] + turning[name] for name in parameters}, fixed, turning)
 
 
@@ -185,16 +191,3 @@ def _turning(upstream: Tensor, w_bar: Tensor, weight: Tensor, direction: Tensor,
         (turned,) = grad(pair, weight, direction)
     lam = sum(to_dtype(upstream, sigma.dtype) * to_dtype(w_bar.detach(), sigma.dtype))
     return -divide(to_dtype(turned, sigma.dtype) * lam, sigma.detach()).to(weight.dtype)
-
-
-@contextmanager
-def _standing_in(parametrizations: Sequence[SpectralParametrization], bars: Sequence[Tensor]) -> Iterator[None]:
-    """Let each weight read as the given W̄ (times its scale), in forward calls of either mode and outside of them."""
-    for p, w_bar in zip(parametrizations, bars, strict=True):
-        scaled = p._scaled(w_bar)
-        vars(p).update(read=lambda x=scaled: x, begin=lambda training, x=scaled: (x, lambda: None))
-    try:
-        yield
-    finally:
-        for p in parametrizations:
-            del vars(p)["read"], vars(p)["begin"]

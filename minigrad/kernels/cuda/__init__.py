@@ -2,8 +2,11 @@
 
 from minigrad.kernels.cuda._numba import problem as problem
 from minigrad.kernels.cuda.array import *
+from minigrad.kernels.cuda.batch_norm import *
+from minigrad.kernels.cuda.conv import *
 from minigrad.kernels.cuda.elementwise import *
 from minigrad.kernels.cuda.index import *
+from minigrad.kernels.cuda.matmul import *
 from minigrad.kernels.cuda.memory import (
     empty_cache as empty_cache,
     memory_allocated as memory_allocated,
@@ -11,6 +14,7 @@ from minigrad.kernels.cuda.memory import (
     synchronize as synchronize,
 )
 from minigrad.kernels.cuda.optim import *
+from minigrad.kernels.cuda.pool import *
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *

@@ -10,7 +10,6 @@ from minigrad._tensor import Tensor
 from minigrad.nn.conv import _ConvNd
 from minigrad.nn.module import Module, Parametrization
 from minigrad.nn.parameter import Parameter, UninitializedParameter
-from minigrad.ops._operands import to_dtype
 from minigrad.ops.conv import IntOrTuple
 from minigrad.ops.conventions import convention, normalize
 from minigrad.ops.creation import ones, randn
@@ -91,9 +90,8 @@ class SpectralParametrization(Parametrization):
                 )
 
     def stored(self) -> tuple[Tensor, Tensor]:
-        """The stored u and v, in the dtype that the weight asks for."""
-        dtype = vector_dtype(self.original)
-        u, v = (to_dtype(self.state._buffers[name], dtype) for name in self.vectors)
+        """The stored u and v themselves."""
+        u, v = (self.state._buffers[name] for name in self.vectors)
         return u, v
 
     def _scaled(self, w_bar: Tensor) -> Tensor:
@@ -143,18 +141,11 @@ class SpectralParametrization(Parametrization):
         def commit() -> None:
             with no_grad():
                 for name, x in stepped.items():
-                    self._store(name, x)
+                    self.state._buffers[name].copy_(x)
                 if self.gradient == "projected":
                     weight.copy_(w_bar.detach())
 
         return self._scaled(w_bar), commit
-
-    def _store(self, name: str, x: Tensor) -> None:
-        buffer = self.state._buffers[name]
-        if buffer.dtype == x.dtype:
-            buffer.copy_(x)
-        else:  # the module was moved to float16, whose vectors are float32
-            self.state.register_buffer(name, clone(x))
 
     def _adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
         """Read also the names `weight_orig`, `weight_u`, `weight_v` of PyTorch's older hook and of PaddlePaddle's.
@@ -214,26 +205,30 @@ def spectral_norm(
 
     The Parameter stays the same object, as `parametrizations.{name}.original` in the state dict, u and v being
     `parametrizations.{name}.0._u` and `.0._v` and γ `.0.gamma`: PyTorch's names. (norm="operator" has `.0._u_op` and
-    `.0._v_op`, so that neither is taken for the other.) float16, float32, float64; u, v and σ
-    of a float16 weight are float32. A zero weight has W̄ = 0 and a zero gradient.
+    `.0._v_op`, so that neither is taken for the other.) float16, float32, float64; u, v and σ of a float16 weight are
+    float32. A zero weight has W̄ = 0 and a zero gradient.
 
-    ValueError: no such parameter, n_power_iterations below 1, an unknown `gradient` or `order`, an axis of extent 0, a
-    `factor` that is not positive, nothing chosen by `where`; norm="operator" for another module than a convolution,
-    without `input_shape`, or with gradient="exact". IndexError: dim. RuntimeError: registered twice.
+    ValueError: no such parameter, n_power_iterations below 1, eps below 0, an unknown `gradient` or `order`, an axis of
+    extent 0, a `factor` that is not positive, nothing chosen by `where`; norm="operator" for another module than a
+    convolution, without `input_shape`, or with gradient="exact". IndexError: dim. RuntimeError: registered twice.
 
     Source: Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for Generative Adversarial Networks", ICLR 2018.
 
     >>> import minigrad as mg
-    >>> layer = mg.nn.utils.spectral_norm(mg.nn.Linear(20, 40), n_init_iterations=100)
+    >>> layer = mg.nn.utils.spectral_norm(mg.nn.Linear(20, 40), n_init_iterations=500)
     >>> layer(mg.ones(3, 20)).shape, [key for key in layer.state_dict() if "0" in key]
     ((3, 40), ['parametrizations.weight.0._u', 'parametrizations.weight.0._v'])
     >>> print(f"{mg.spectral.singular_values(mg.nn.utils.remove_spectral_norm(layer), 1).item():.3f}")
     1.000
     """
-    if n_power_iterations < 1:
-        raise ValueError(f"spectral_norm: expected n_power_iterations of at least 1; got {n_power_iterations}")
-    if n_init_iterations < 0:
-        raise ValueError(f"spectral_norm: expected n_init_iterations of at least 0; got {n_init_iterations}")
+    counts = ("n_power_iterations", n_power_iterations, 1), ("n_init_iterations", n_init_iterations, 0)
+    for what, given, least in counts:
+        if not isinstance(given, int):
+            raise TypeError(f"spectral_norm: expected {what} to be an int; got {given!r}")
+        if given < least:
+            raise ValueError(f"spectral_norm: expected {what} of at least {least}; got {given}")
+    if not eps >= 0:
+        raise ValueError(f"spectral_norm: expected eps of at least 0; got {eps}")
     if order not in ORDERS:
         raise ValueError(f"spectral_norm: expected order 'uv' or 'vu'; got {order!r}")
     if factor is not None and not factor > 0:

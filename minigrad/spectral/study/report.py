@@ -126,6 +126,7 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         training=_training(results, safe),
         layer_sections=[_layer(results, name, safe) for name in results.layers] if verdict else [],
         second=results.second,
+        steepness=results.steepness,
         curve=_curve(results, safe),
         graph=safe(results.graph),
         followed=results.followed,

@@ -18,6 +18,7 @@ from minigrad.spectral.study.convergence import DEEP, Falling, StepCurve, fallin
 from minigrad.spectral.study.data import Dataset
 from minigrad.spectral.study.end_to_end import Around, Through, through
 from minigrad.spectral.study.graph import draw
+from minigrad.spectral.study.lipschitz import Steepness, steepness
 from minigrad.spectral.study.opening import Layer, Opened, measure, open_layers
 from minigrad.spectral.study.second_order import Second, second_order
 from minigrad.spectral.study.settings import Settings, chosen_layers
@@ -45,6 +46,7 @@ class Results:
     openings: list[Opened] = field(default_factory=list)
     throughs: list[Through] = field(default_factory=list)
     second: list[Second] = field(default_factory=list)
+    steepness: Steepness | None = None
     libraries: list[Row] = field(default_factory=list)
     falling: list[Falling] = field(default_factory=list)
     step_curve: StepCurve | None = None
@@ -106,6 +108,7 @@ class Study:
             ("gradients at the node", self._measure),
             ("gradients through the network", self._through),
             ("second derivatives", self._second_order),
+            ("the network's steepness", self._steepness),
             ("the libraries' gradients", self._libraries),
             ("errors against sweeps", self._converge),
             ("training under the conventions", self._compare),
@@ -183,6 +186,10 @@ class Study:
                     done()
                     if part is not None:
                         results.second.append(part)
+
+    def _steepness(self, name: str) -> None:
+        with self.progress.stage(name, 2) as done:
+            self.results.steepness = steepness(self.settings.steps, self.network, self.batch[0], done)
 
     def _libraries(self, name: str) -> None:
         with self.progress.stage(name, len(LIBRARIES)) as done:

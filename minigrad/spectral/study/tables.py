@@ -20,6 +20,7 @@ def tables(results: Results) -> dict[str, list[Row]]:
         "residuals": _residuals(results),
         "spectra": _spectra(results),
         "second_order": [asdict(one) for one in results.second],
+        "lipschitz": _lipschitz(results),
         "libraries": [library(row) for row in results.libraries],
         "sweeps": _sweeps(results),
         "rates": [
@@ -58,6 +59,21 @@ def _layers(results: Results) -> list[Row]:
              "upstream": opened.upstream_from, "entrywise": opened.entrywise} | numbers
         )  # fmt: skip
     return rows
+
+
+def _lipschitz(results: Results) -> list[Row]:
+    found = results.steepness
+    if found is None:
+        return []
+    ends = (
+        ("lower bound", found.lower, f"largest Jacobian norm at {found.examples} examples"),
+        ("upper bound", found.upper, "product of the layers"),
+        ("no bound", found.reshaped, "product with σ₁ of the reshaped weights"),
+    )
+    rows = list(map(asdict, found.factors))
+    for kind, value, how in ends:
+        rows.append(dict.fromkeys(rows[0]) | {"layer": "(network)", "kind": kind, "constant": value, "how": how})
+    return [{"step": found.step} | row for row in rows]
 
 
 def _residuals(results: Results) -> list[Row]:

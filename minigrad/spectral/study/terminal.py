@@ -11,6 +11,7 @@ from minigrad.spectral.libraries import summary as libraries
 from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.study._extras import require
 from minigrad.spectral.study.comparison import MEASURES
+from minigrad.spectral.study.lipschitz import summary as steepness
 from minigrad.spectral.study.second_order import summary as second_order
 from minigrad.spectral.study.study import Results
 
@@ -53,6 +54,8 @@ class Terminal:
             self.console.print(f"Libraries: {libraries(results.libraries)}. [dim]minigrad libraries[/]")
         if results.second:
             self.console.print(f"Second order, true pair: {second_order(results.second)}.")
+        if results.steepness:
+            self.console.print(f"Steepness: {steepness(results.steepness)}.")
         if results.unfinished:
             self.console.print(
                 f"[bold red]Interrupted[/] while {results.unfinished}; what was finished is in the report."
