@@ -7,7 +7,7 @@
 tensor([2., 4.])
 """
 
-from minigrad import nn as nn, optim as optim, spectral as spectral
+from minigrad import export as export, nn as nn, optim as optim, spectral as spectral
 from minigrad._dtypes import (
     bool_,
     float16 as float16,
@@ -30,6 +30,7 @@ from minigrad._mode import (
 from minigrad._random import Generator as Generator, manual_seed as manual_seed
 from minigrad._tensor import Tensor as Tensor
 from minigrad.autograd import grad as grad, hvp as hvp
+from minigrad.checkpoint import load as load, save as save
 from minigrad.device import cuda as cuda, set_num_threads as set_num_threads
 from minigrad.ops.activation import (
     elu as elu,

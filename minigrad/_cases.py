@@ -88,6 +88,8 @@ def layers(seed: int, device: str) -> Iterator[Case]:
     ):
         normalized = spectral_norm(module, "weight_hh" if "weight_hh" in name else "weight", n_init_iterations=0)
         yield layer(f"spectral_norm({name})", normalized.eval(), shape)
+    operator = spectral_norm(nn.Conv2d(2, 3, 3, padding=1), norm="operator", input_shape=4, n_init_iterations=0)
+    yield layer("spectral_norm(Conv2d), operator norm", operator.eval(), (1, 2, 4, 4))
     scaled = spectral_norm(nn.Linear(4, 3), learnable_scale=True).eval()
     yield layer("spectral_norm(Linear), learnable scale", scaled, (5, 4))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import ContextDecorator
+from typing import Any
 
 
 class _Mode(threading.local):
-    """Per thread: are ops recorded, and is every result searched for NaN?"""
+    """Per thread: are ops recorded, is every result searched for NaN, and who is told of every op that has run?"""
 
     grad = True
     anomaly = False
+    witness: Callable[..., None] | None = None
 
 
 mode = _Mode()
@@ -20,10 +23,10 @@ class Switch(ContextDecorator):
     """Set one field of the mode for a `with` block or a decorated function."""
 
     field: str
-    value: bool
+    value: Any
 
     def __init__(self) -> None:
-        self._before: list[bool] = []
+        self._before: list[Any] = []
 
     def __enter__(self) -> None:
         self._before.append(getattr(mode, self.field))
@@ -103,3 +106,13 @@ class no_anomaly(Switch):
     """The walk looks at gradients itself, to name the op whose rule failed and not an op inside that rule."""
 
     field, value = "anomaly", False
+
+
+class witnessed(Switch):
+    """Tell `witness(op, inputs, attributes, out, aux)` of every op that this thread runs, also under no_grad."""
+
+    field = "witness"
+
+    def __init__(self, witness: Callable[..., None]):
+        super().__init__()
+        self.value = witness

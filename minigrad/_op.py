@@ -92,6 +92,8 @@ class Op:
         aux = tuple(Tensor(array, device) for array in byproducts)
         if mode.anomaly:
             self._look_for_nan(k, inputs, result)
+        if mode.witness is not None:
+            mode.witness(self, inputs, attributes, result, aux)
         if requiring and mode.grad and self.rules and result.dtype.kind == "f":  # a cast to integers ends here
             result.node = self._record(requiring, inputs, attributes, result, aux)
             result._requires_grad = True

@@ -25,6 +25,10 @@ PARTS = {
         "minigrad._checks",
         "check every layer and every gradient convention against finite differences",
     ),
+    "libraries": (
+        "minigrad._libraries",
+        "show what the spectral normalization of each library computes, and what its gradient is the derivative of",
+    ),
     "info": (
         "minigrad._info",
         "show versions, processor, threads, kernel cache, and whether CUDA can be used",

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-ARGUMENTS = {"exact_gradients": (), "spectral_mlp_digits": ("--epochs", "4"), "spectral_conv_digits": ("--epochs", "2")}
+ARGUMENTS = {
+    "exact_gradients": (),
+    "spectral_mlp_digits": ("--epochs", "4"),
+    "spectral_conv_digits": ("--epochs", "2"),
+    "wgan_gp_sn": ("--steps", "60"),
+    "hessian_spectrum": ("--steps", "100", "--iterations", "20"),
+}
+PICTURES = ("wgan_gp_sn", "hessian_spectrum")
 
 
 def test_every_example_is_listed():
@@ -16,14 +23,25 @@ def test_every_example_is_listed():
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_an_example(name):
-    if "digits" in name:
+def test_an_example(name, tmp_path):
+    if name != "exact_gradients":
         pytest.importorskip("sklearn")
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--seed", "1", *ARGUMENTS[name]]
+    picture = tmp_path / f"{name}.png"
+    if name in PICTURES:
+        command += ["--out", str(picture)]
     found = subprocess.run(command, capture_output=True, text=True, timeout=180)
     assert found.returncode == 0, found.stderr
     last = found.stdout.splitlines()[-1]
     if name == "exact_gradients":
         assert float(re.match(r"result: relative error (\S+) on cpu", last)[1]) < 1e-8
+    elif name == "wgan_gp_sn":
+        found = re.match(r"result: D\(real\) − D\(generated\) \S+, ‖∇ₓD‖ (\S+) on real digits, on cpu", last)
+        assert float(found[1]) == pytest.approx(1, abs=0.3)
+    elif name == "hessian_spectrum":
+        found = re.match(r"result: largest eigenvalue (\S+), with u and v fixed (\S+), on cpu", last)
+        assert float(found[1]) > 1.1 * float(found[2]) > 0
     else:
         assert float(re.match(r"result: test accuracy (\d\.\d+).* on cpu", last)[1]) > 0.7
+    if name in PICTURES:
+        assert picture.read_bytes().startswith(b"\x89PNG")

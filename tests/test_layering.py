@@ -17,7 +17,7 @@ from minigrad.kernels import cpu
 ROOT = Path(mg.__file__).parent
 OPS = (
     "_arguments creation _operands comparison unary arithmetic activation shape index reduce softmax matmul conv pool "
-    "batch_norm inplace spectral singular conventions"
+    "batch_norm inplace spectral singular linear_map conventions"
 )
 LAYERS = [  # from the bottom up; a module belongs to the entry with the longest name that starts its own
     "kernels.scalar kernels",
@@ -38,10 +38,14 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "_gradcheck",
     "nn",
     "optim",
+    "checkpoint",
     "spectral",
+    "_trace",
+    "_onnx",
+    "export",
     "",  # minigrad itself: the public names
     "spectral.study _cases _info",
-    "_checks",
+    "_checks _libraries",
     "cli",
     "__main__",
 ]

@@ -169,6 +169,8 @@ def test_errors():
         (lambda: spectral_norm(mg.nn.Linear(3, 2), dim=2), IndexError, r"expected dim in \[-2, 1\]"),
         (lambda: spectral_norm(mg.nn.Linear(3, 2), n_power_iterations=0), ValueError, "at least 1; got 0"),
         (lambda: spectral_norm(mg.nn.Linear(3, 2), n_init_iterations=-1), ValueError, "at least 0; got -1"),
+        (lambda: spectral_norm(mg.nn.Linear(3, 2), n_power_iterations=1.5), TypeError, "to be an int; got 1.5"),
+        (lambda: spectral_norm(mg.nn.Linear(3, 2), eps=-1.0), ValueError, "eps of at least 0; got -1.0"),
         (lambda: spectral_norm(empty), ValueError, r"none of extent 0; got shape \(2, 0\)"),
         (lambda: spectral_norm(mg.nn.Linear(3, 2), gradient="fixed"), ValueError, "expected one of fixed_uv, detached"),
         (lambda: spectral_norm(mg.nn.Linear(3, 2), order="v"), ValueError, "expected order 'uv' or 'vu'; got 'v'"),

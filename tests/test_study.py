@@ -1,6 +1,7 @@
 """`minigrad study`: its mathematics against known values, one quick run end to end, and what it does with bad input."""
 
 import argparse
+import csv
 import json
 import math
 import re
@@ -18,13 +19,31 @@ pytest.importorskip("rich")
 pytest.importorskip("jinja2")
 pytest.importorskip("sklearn")
 
+import markupsafe
+
+import minigrad as mg
 from minigrad._differences import derivative
 from minigrad._errors import UsageError
 from minigrad.ops import conventions
+from minigrad.spectral.emulation import LIBRARIES
+from minigrad.spectral.libraries import findings, measure
 from minigrad.spectral.oracles import ORACLES, sweep, unit
-from minigrad.spectral.study import command, comparison, convergence, data, opening, output, report, verdict
+from minigrad.spectral.study import (
+    command,
+    comparison,
+    convergence,
+    data,
+    lipschitz,
+    models,
+    opening,
+    output,
+    report,
+    second_order,
+)
+from minigrad.spectral.study.end_to_end import Around
 from minigrad.spectral.study.report import scientific
 from minigrad.spectral.study.statistics import holm, interval, quantile, within
+from minigrad.spectral.study.verdict import judge
 
 QUICK = ("--quick", "--steps", "12")
 
@@ -160,7 +179,8 @@ def test_the_report_is_one_self_contained_page(quick):
     assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", text)
     assert page.tags.count("svg") >= 14
     assert not re.search(r"\bnan\b|None|Undefined|&lt;svg", text)
-    for part in (">passed<", "miyato2018spectral", "does not show", "prefers-color-scheme: dark", "· seed 0 ·"):
+    told = "miyato2018spectral", "Not to be taken for one another", "prefers-color-scheme: dark", "· seed 0 ·"
+    for part in (">passed<", *told):
         assert part in text
 
 
@@ -179,6 +199,9 @@ def test_the_numbers_beside_it(quick):
         "layers",
         "residuals",
         "spectra",
+        "second_order",
+        "lipschitz",
+        "libraries",
         "sweeps",
         "rates",
         "steps",
@@ -194,6 +217,44 @@ def test_the_numbers_beside_it(quick):
         assert len(lines) == len(found[name]) + 1 and lines[0] == ",".join(found[name][0])
 
 
+def test_how_steep_the_network_is(quick):
+    """The dense layers by NumPy; SiLU's constant is the largest slope of it."""
+    found = json.loads((quick / "results.json").read_text(encoding="utf-8"))
+    rows = found["lipschitz"]
+    of = {row["layer"]: row for row in found["layers"] if row["step"] == 12}
+    x = np.linspace(0, 5, 100_001)
+    slope = np.gradient(x / (1 + np.exp(-x)), x).max()
+    product = 1.0
+    for row in rows[:-3]:
+        if row["kind"] == "Linear":
+            expected = of[row["layer"]]["sigma"] / of[row["layer"]]["sigma_hat"]
+            assert row["reshaped"] == row["constant"]
+        else:
+            expected = {"SiLU": slope, "Flatten": 1.0}[row["kind"]]
+            assert row["reshaped"] is None
+        assert row["constant"] == pytest.approx(expected, rel=1e-6)
+        product *= expected
+    lower, upper, reshaped = (row["constant"] for row in rows[-3:])
+    assert 0 < lower < upper and upper == reshaped == pytest.approx(product, rel=1e-6)
+    page = (quick / "report.html").read_text(encoding="utf-8")
+    assert 'id="lipschitz"' in page and f"{lower:.4f} ≤ L ≤ {upper:.4f}" in page
+
+
+def test_the_norms_of_convolutions_are_in_the_study():
+    network = models.normalized("conv", (8, 8), 10, "fixed_uv", 0)
+    found = lipschitz.steepness(3, network, mg.randn(4, 8, 8, dtype=mg.float64), lambda: None)
+    first, second = (one for one in found.factors if one.kind == "Conv2d")
+    for one in (first, second):
+        layer = getattr(network, one.layer)
+        reshaped = np.linalg.norm(layer.weight.detach().numpy().reshape(len(layer.weight), -1).astype(np.float64), 2)
+        eye = mg.tensor(np.eye(64 * layer.in_channels, dtype=np.float32).reshape(-1, layer.in_channels, 8, 8))
+        with mg.no_grad():
+            matrix = (layer.eval()(eye) - layer.bias.reshape(-1, 1, 1)).numpy().reshape(len(eye), -1)
+        assert one.ratio == pytest.approx(np.linalg.norm(matrix, 2) / reshaped, rel=1e-5)
+        assert 1 < one.ratio < one.circular
+    assert found.upper > 2 * found.reshaped and f"{first.ratio:.2f} at conv1" in lipschitz.summary(found)
+
+
 def test_every_residual_is_decided_rightly(quick):
     found = json.loads((quick / "results.json").read_text(encoding="utf-8"))
     node = [r for r in found["residuals"] if r["where"] == "node" and r["vectors"] == "cold"]
@@ -203,6 +264,119 @@ def test_every_residual_is_decided_rightly(quick):
         assert row["meets"] == (conventions.CONVENTIONS[row["convention"]].oracle == row["oracle"])
     for row in found["layers"]:
         assert abs(row["radial"]) < 1e-12 and row["sigma_hat"] <= row["sigma"] * (1 + 1e-7)
+
+
+def test_the_libraries_are_in_the_report_and_beside_it(quick):
+    text = (quick / output.REPORT).read_text(encoding="utf-8")
+    with (quick / "libraries.csv").open(newline="", encoding="utf-8") as file:
+        found = {row["library"]: row for row in csv.DictReader(file)}
+    assert list(found) == list(LIBRARIES)
+    assert 'href="#libraries"' in text and '<section id="libraries">' in text
+    cells = re.findall(r'<tr id="([\w-]+)">(.*?)</tr>', text, re.DOTALL)
+    assert [name for name, _ in cells] == list(LIBRARIES)
+    for name, shown in cells:
+        row = measure(name)
+        assert found[name]["meets"] == (" ".join(row.met) or "none") and found[name]["passed"] == "True"
+        assert found[name]["evaluation"] == row.evaluation and float(found[name]["norm_tiny"]) == row.tiny
+        assert shown.count("meets") == len(row.met) and "wrong" not in shown
+        for part in (row.library.version, row.gradient, row.command, "ran" if row.library.ran else "read only"):
+            assert part in shown
+        for oracle, held in row.held.items():
+            assert float(found[name][f"{oracle}_residual"]) == held.residual
+            assert float(found[name][f"{oracle}_error"]) == held.error
+            assert f"{scientific(held.residual)} <span" in shown
+    for finding in findings([measure(name) for name in LIBRARIES]):
+        assert str(markupsafe.escape(report.typeset(finding))) in text
+
+
+def test_second_derivatives_lack_what_the_differences_say(quick):
+    found = json.loads((quick / "results.json").read_text(encoding="utf-8"))["second_order"]
+    assert [row["layer"] for row in found] == ["hidden1", "hidden2", "output"]
+    for row in found:
+        assert 0.01 < row["missing"] <= row["most"] and 0 < row["gap"] < 1
+        assert row["residual"] <= max(1e-9, 10 * row["error"]) and row["error"] < 1e-6
+        assert max(row["identity"], row["identity_fixed"]) < 1e-10
+    text = (quick / output.REPORT).read_text(encoding="utf-8")
+    assert '<section id="second-order">' in text and f"{found[0]['missing']:.2%}" in text
+
+
+class OneLayer(mg.nn.Module):
+    def __init__(self, outputs, inputs):
+        super().__init__()
+        self.layer = mg.nn.Linear(inputs, outputs).to(mg.float64)
+        mg.nn.init.zeros_(self.layer.bias)
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+def around_a_layer(shape):
+    """A layer, the network that is nothing else, and its loss W ↦ L(W/σ₁(W)) in NumPy."""
+    weight, _, u, v = problem(shape=shape)
+    rng = np.random.default_rng(1)
+    x, y = rng.standard_normal((9, shape[1])), rng.integers(0, shape[0], 9)
+
+    def loss(weight):
+        logits = x @ (weight / np.linalg.svd(weight, compute_uv=False)[0]).T
+        logits = logits - logits.max(1, keepdims=True)
+        return float(np.mean(np.log(np.exp(logits).sum(1)) - logits[np.arange(9), y]))
+
+    around = Around(lambda: OneLayer(*shape), OneLayer(*shape), {"layer": weight}, (mg.tensor(x), mg.tensor(y)))
+    return opening.Layer("layer", shape, weight, u, v, np.ones(shape), "loss"), around, loss
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (8, 3), (1, 6), (6, 1)])
+def test_the_hessian_is_that_of_the_loss(shape):
+    layer, around, loss = around_a_layer(shape)
+    left, _, right = np.linalg.svd(layer.weight)
+    rng = np.random.default_rng(7)
+    d, e = (unit(x) for x in rng.standard_normal((2, *shape)))
+    product, of_weight, gradient = second_order._products(layer, around, "exact", left[:, 0], right[0], [d])
+    h = 1e-3
+    corners = [(a, b, loss(layer.weight + a * h * d + b * h * e)) for a in (1, -1) for b in (1, -1)]
+    mixed = sum(a * b * value for a, b, value in corners) / (4 * h * h)
+    assert np.vdot(product, e) == pytest.approx(mixed, abs=1e-5)
+    found = [one for one in second_order.second_order(7, layer, around, 8) if one is not None]
+    assert len(found) == 1 and found[0].step == 7
+    if shape[0] > 1:
+        np.testing.assert_allclose(of_weight, -gradient, atol=1e-12)
+        assert found[0].missing > 1e-3 and found[0].identity < 1e-10 and found[0].residual < 1e-9
+    else:  # one class: the loss is 0 whatever the weight
+        assert math.isnan(found[0].missing) and "no gradient" in second_order.summary(found)
+
+
+def test_what_is_lacking_is_the_turning_of_the_pair():
+    """−(λ/σ)(du vᵀ + u dvᵀ), with du and dv from the singular value decomposition."""
+    layer, around, _ = around_a_layer((5, 8))
+    left, s, right = np.linalg.svd(layer.weight)
+    rng = np.random.default_rng(8)
+    along = [unit(rng.standard_normal(40)).reshape(5, 8) for _ in range(second_order.DIRECTIONS)]
+    exact = second_order._products(layer, around, "exact", left[:, 0], right[0], along)
+    weight = mg.tensor(layer.weight / s[0], requires_grad=True)
+    x, y = around.batch
+    (upstream,) = mg.grad(mg.nn.functional.cross_entropy(x @ weight.T, y), weight)
+    lam, ratios = np.vdot(upstream.numpy(), layer.weight / s[0]), []
+    for d, product in zip(along, exact, strict=False):
+        inner, sigma = left.T @ d @ right.T, np.append(s, [0, 0, 0])
+        du = sum((s[0] * inner[i, 0] + s[i] * inner[0, i]) / (s[0] ** 2 - s[i] ** 2) * left[:, i] for i in range(1, 5))
+        turned = [s[0] * inner[0, i] + sigma[i] * (inner[i, 0] if i < 5 else 0) for i in range(8)]
+        dv = sum(turned[i] / (s[0] ** 2 - sigma[i] ** 2) * right[i] for i in range(1, 8))
+        lacking = -lam / s[0] * (np.outer(du, right[0]) + np.outer(left[:, 0], dv))
+        ratios.append(np.linalg.norm(lacking) / np.linalg.norm(product))
+    (found,) = [one for one in second_order.second_order(0, layer, around, 8) if one is not None]
+    assert (found.missing, found.most) == pytest.approx((np.mean(ratios), max(ratios)), rel=1e-9)
+    assert found.gap == pytest.approx(s[1] / s[0])
+
+
+def test_a_hessian_with_fixed_vectors_is_told_from_the_true_one(monkeypatch):
+    layer, around, _ = around_a_layer((5, 8))
+    honest = second_order._products
+    monkeypatch.setattr(second_order, "_products", lambda a, b, name, *rest: honest(a, b, OTHER[name], *rest))
+    found = next(one for one in second_order.second_order(0, layer, around, 8) if one is not None)
+    assert found.residual > 1e-3 > found.identity
+
+
+OTHER = {"exact": "fixed_uv", "fixed_uv": "exact"}
 
 
 @pytest.fixture
@@ -219,7 +393,7 @@ def test_the_same_seed_gives_the_same_numbers(numbers_only, tmp_path):
         assert (tmp_path / "a" / f"{name}.csv").read_bytes() == (tmp_path / "b" / f"{name}.csv").read_bytes()
 
 
-def test_the_convolutional_net_on_data_of_ones_own(tmp_path):
+def test_the_convolutional_net_on_data_of_ones_own(tmp_path, capsys):
     rng = np.random.default_rng(0)
     path = tmp_path / "own.npz"
     np.savez(path, x=rng.standard_normal((60, 2, 6, 6)), y=rng.integers(0, 3, 60))
@@ -236,6 +410,8 @@ def test_the_convolutional_net_on_data_of_ones_own(tmp_path):
     )
     assert study(*arguments, "--data", path, "--out", tmp_path / "out") == 0
     assert "own.npz" in (tmp_path / "out" / output.REPORT).read_text(encoding="utf-8")
+    told = capsys.readouterr().out
+    assert "Libraries: 10 of 14 meet (a) frozen" in told and "H·D lacks" in told and "at conv1 (ρ =" in told
 
 
 @pytest.mark.parametrize(
@@ -262,10 +438,13 @@ def test_a_weight_of_one_row_may_meet_every_oracle():
     openings = [part for part in opening.measure(0, layer, names, 8, True, 0) if part is not None]
     met = [r for r in openings[0].residuals["cold"] if r.convention == "fixed_uv" and r.meets]
     assert {r.oracle for r in met} == set(ORACLES)
-    assert verdict.judge(openings, ("fixed_uv", "exact", "unrolled")).passed
+    assert judge(openings, ("fixed_uv", "exact", "unrolled")).passed
 
 
-@pytest.mark.parametrize("at", ["gradients at the node", "training under the conventions"])
+STAGES = ["gradients at the node", "second derivatives", "the libraries' gradients", "training under the conventions"]
+
+
+@pytest.mark.parametrize("at", STAGES)
 def test_ctrl_c_leaves_what_is_finished(at, tmp_path, monkeypatch):
     from minigrad.spectral.study import terminal
 
@@ -323,8 +502,6 @@ def test_a_wrong_argument(arguments, words, tmp_path):
 
 
 def test_cuda_where_there_is_none(tmp_path, monkeypatch):
-    import minigrad as mg
-
     monkeypatch.setattr(mg.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="no usable CUDA device"):
         study("--device", "cuda", "--out", tmp_path)

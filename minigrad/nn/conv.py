@@ -12,6 +12,7 @@ from minigrad.nn.parameter import Parameter
 from minigrad.ops import conv as ops
 from minigrad.ops.conv import Extents, IntOrTuple, extents
 from minigrad.ops.creation import empty
+from minigrad.ops.linear_map import ConvolutionMap, convolution_map
 
 
 class _ConvNd(Module):
@@ -61,6 +62,16 @@ class _ConvNd(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return type(self).op(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def linear_map(self, input_shape: IntOrTuple) -> ConvolutionMap:
+        """What the layer does, without its bias, to images with these extents in space: a linear map."""
+        who, n = type(self).__name__, self.dims
+        layout = ops.make_layout(who, n, self.stride, self.padding, self.dilation, self.groups)
+        tail = getattr(self, "output_padding", (0,) * n)
+        if isinstance(self.padding, str):
+            layout, tail = ops.named_padding(who, self.padding, self.kernel_size, layout)
+        space = extents(who, "input_shape", input_shape, n, 1)
+        return convolution_map(who, layout, tail, self.kernel_size, space, self.transposed)
 
     def extra_repr(self) -> str:
         parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]

@@ -34,8 +34,9 @@ class _Lazy(Module):
         return parameter
 
     def materialize(self, features: int) -> None:
-        """Give the parameters their shapes and initial values."""
-        own = [self._own(name) for name in self.parts]
+        """Give the parameters their shapes and initial values; if a parametrization refuses them, they stay lazy."""
+        lazy, own = type(self), [self._own(name) for name in self.parts]
+        waiting = [parameter for parameter in own if isinstance(parameter, UninitializedParameter)]
         for parameter, shape in zip(own, self._shapes(features), strict=True):
             if isinstance(parameter, UninitializedParameter):
                 parameter.materialize(shape)
@@ -43,8 +44,15 @@ class _Lazy(Module):
         assert weight is not None
         reset(weight, bias)
         self.__class__ = self.becomes  # type: ignore[assignment]
-        for parametrization in self._parametrized().values():
-            parametrization.materialized()
+        try:
+            for parametrization in self._parametrized().values():
+                parametrization.materialized()
+        except Exception:
+            for parameter in waiting:
+                parameter.data = UninitializedParameter(parameter.dtype, parameter.device).data
+                parameter.__class__ = UninitializedParameter
+            self.__class__ = lazy
+            raise
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         self.materialize(self._features(x))

@@ -1,15 +1,13 @@
 """Module: a tree of parameters, buffers and submodules, and what a model needs of it; Parametrization.
 
 The tree is three dictionaries. A forward call of a module whose parameter is computed from another one (a
-`Parametrization`) carries the computed value in the call's own context and not on the module, so that threads may run
-forwards of one model at once, and an exception leaves everything as it was.
+`Parametrization`) carries the computed value in the call's own context, `_calls`, and not on the module.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -17,6 +15,7 @@ from minigrad import _dtypes
 from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
 from minigrad.autograd import RemovableHandle
+from minigrad.nn import _calls
 from minigrad.nn.parameter import Parameter
 
 
@@ -25,16 +24,6 @@ class IncompatibleKeys(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
-
-
-class _Calls(threading.local):
-    """The parametrized values of the forward calls now running in this thread: id of the module -> name -> value."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, dict[str, Tensor]] = {}
-
-
-_calls = _Calls()
 
 
 class Module:
@@ -55,6 +44,7 @@ class Module:
     """
 
     training: bool
+    _narrowest: ClassVar[Any] = _dtypes.float16  # floating dtype that `to` gives this module's own tensors
 
     def __init__(self) -> None:
         vars(self).update(
@@ -66,11 +56,10 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward(). Define it, or call its submodules.")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        parametrizations = self._modules.get("parametrizations")
-        if parametrizations is None:
-            out = self.forward(*args, **kwargs)
+        if "parametrizations" in self._modules:
+            out = _calls.call(self, args, kwargs)
         else:
-            out = self._call_parametrized(parametrizations, args, kwargs)
+            out = self.forward(*args, **kwargs)
         for hook in tuple(self._forward_hooks.values()):
             replaced = hook(self, args, out)
             out = out if replaced is None else replaced
@@ -118,8 +107,8 @@ class Module:
             if name in own.get(tree, ()):
                 return own[tree][name]
         if not name.startswith("__") and "_modules" in own and name in self._parametrized():
-            running = _calls.values.get(id(self))
-            return self._parametrized()[name].read() if running is None else running[name]
+            value = _calls.value(self, name)
+            return self._parametrized()[name].read() if value is None else value
         there = ", ".join(self._names()) or "nothing" if "_modules" in own else "nothing before super().__init__()"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; in its tree there is {there}")
 
@@ -274,18 +263,21 @@ class Module:
     def to(self, *target: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move the tree to a device, its floating tensors to a dtype: `to("cuda")`, `to(mg.float64)`, or both.
 
-        The Parameters stay the same objects, so that an optimizer made before still holds them.
+        The Parameters stay the same objects, so that an optimizer made before still holds them. What a module keeps
+        in a wider dtype (spectral normalization its u, v and γ: never below float32) stays that wide.
         """
         for value in target:
             device, dtype = (value, dtype) if isinstance(value, str) else (device, value)
         if dtype is not None and _dtypes.check(dtype, "Module.to").kind != "f":
             raise TypeError(f"Module.to: expected a floating dtype; got {np.dtype(dtype)}")
-        held = [t for tensor in (*self.parameters(), *self.buffers()) for t in (tensor, tensor.grad) if t is not None]
-        for t in {id(t): t for t in held}.values():
-            moved = Tensor(t.data, t.device).to(dtype=dtype if t.dtype.kind == "f" else None, device=device)
-            if moved.data is not t.data:
-                t.data, t.device = moved.data, moved.device
-                t.version[0] += 1
+        for module in self.modules():
+            wanted = None if dtype is None else np.promote_types(dtype, module._narrowest)
+            own = *module.parameters(recurse=False), *module.buffers(recurse=False)
+            for t in (t for tensor in own for t in (tensor, tensor.grad) if t is not None):
+                moved = Tensor(t.data, t.device).to(dtype=wanted if t.dtype.kind == "f" else None, device=device)
+                if moved.data is not t.data:
+                    t.data, t.device = moved.data, moved.device
+                    t.version[0] += 1
         return self
 
     # State -----------------------------------------------------------------------------------------------------------
@@ -375,22 +367,6 @@ class Module:
         if not there:
             del self._modules["parametrizations"]
         return parametrization
-
-    def _call_parametrized(self, parametrizations: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        begun = {name: module.begin(self.training) for name, module in parametrizations._modules.items()}
-        running = _calls.values
-        outer = running.get(id(self))  # a call of this module from within its own forward
-        running[id(self)] = {name: value for name, (value, _) in begun.items()}
-        try:
-            out = self.forward(*args, **kwargs)
-        finally:
-            if outer is None:
-                del running[id(self)]
-            else:
-                running[id(self)] = outer
-        for _, commit in begun.values():
-            commit()
-        return out
 
 
 class Parametrizations(Module):

@@ -37,6 +37,11 @@ class Layout(NamedTuple):
         every = zip(space, kernel, self.stride, self.padding, self.dilation, strict=True)
         return tuple((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in every)
 
+    def transposed_output(self, space: Extents, kernel: Extents, extra: Extents) -> Extents:
+        """The same for the transpose: (s − 1)·stride − 2·padding + dilation·(k − 1) + extra + 1."""
+        every = zip(space, kernel, self.stride, self.padding, self.dilation, extra, strict=True)
+        return tuple((s - 1) * t - 2 * p + d * (k - 1) + e + 1 for s, k, t, p, d, e in every)
+
 
 @primitive()
 def _conv(k: Any, x: Any, w: Any, b: Any, *, layout: Layout) -> Any:
@@ -214,7 +219,7 @@ def conv_input_grad(
     tensor([[[ 1., 12., 20.]]])
     """
     name, n = "conv_input_grad", _spatial("conv_input_grad", weight)
-    layout = _layout(name, n, stride, padding, dilation, groups)
+    layout = make_layout(name, n, stride, padding, dilation, groups)
     _check(name, n, weight, None, layout.groups, transposed=True, grad_output=grad_output)
     space = extents(name, "input_shape", input_shape, n, 0)
     _check_extents(name, layout, space, weight.shape[2:], grad_output)
@@ -241,7 +246,7 @@ def conv_weight_grad(
     tensor([[[21., 32.]]])
     """
     name, n = "conv_weight_grad", _spatial("conv_weight_grad", input)
-    layout = _layout(name, n, stride, padding, dilation, groups)
+    layout = make_layout(name, n, stride, padding, dilation, groups)
     _check_tensors(name, n, grad_output=grad_output, input=input)
     for x in (grad_output, input):
         if x.shape[1] % layout.groups or x.shape[0] != input.shape[0]:
@@ -268,10 +273,12 @@ def _convolution(
     name = f"conv{n}d"
     if arguments.tensor(name, x).ndim == n + 1:
         return squeeze(_convolution(n, unsqueeze(x, 0), w, b, stride, padding, dilation, groups), 0)
-    layout = _layout(name, n, stride, 0 if isinstance(padding, str) else padding, dilation, groups)
+    layout = make_layout(name, n, stride, padding, dilation, groups)
     _check(name, n, w, b, layout.groups, transposed=False, input=x)
     if isinstance(padding, str):
-        x, layout = _named_padding(name, padding, x, w.shape[2:], layout)
+        layout, tail = named_padding(name, padding, w.shape[2:], layout)
+        if any(tail):
+            x = pad(x, [width for t in reversed(tail) for width in (0, t)])
     if min(layout.output(x.shape[2:], w.shape[2:])) < 1:
         raise ValueError(
             f"{name}: expected filters no larger than the padded input; got input of shape {x.shape}, weight of shape "
@@ -280,19 +287,16 @@ def _convolution(
     return _conv(x, w, b, layout=layout)
 
 
-def _named_padding(name: str, padding: str, x: Tensor, kernel: Extents, layout: Layout) -> tuple[Tensor, Layout]:
-    """The layout for "valid" or "same"; an odd amount of "same" is evened out by one more zero at the end of x."""
+def named_padding(name: str, padding: str, kernel: Extents, layout: Layout) -> tuple[Layout, Extents]:
+    """The layout for "valid" or "same", and the zeros to put behind the input where "same" is an odd amount."""
     if padding not in ("valid", "same") or (padding == "same" and max(layout.stride) > 1):
         raise ValueError(
             f"{name}: expected padding to be ints, 'valid', or (with stride 1) 'same'; "
             f"got {padding!r} with stride {layout.stride}"
         )
-    if padding == "valid":
-        return x, layout
-    total = [d * (k - 1) for d, k in zip(layout.dilation, kernel, strict=True)]
-    if any(t % 2 for t in total):
-        x = pad(x, [width for t in reversed(total) for width in (0, t % 2)])
-    return x, layout._replace(padding=tuple(t // 2 for t in total))
+    every = zip(layout.dilation, kernel, strict=True)
+    total = [d * (k - 1) if padding == "same" else 0 for d, k in every]
+    return layout._replace(padding=tuple(t // 2 for t in total)), tuple(t % 2 for t in total)
 
 
 def _transposed(
@@ -310,7 +314,7 @@ def _transposed(
     name = f"conv_transpose{n}d"
     if arguments.tensor(name, x).ndim == n + 1:
         return squeeze(_transposed(n, unsqueeze(x, 0), w, b, stride, padding, output_padding, groups, dilation), 0)
-    layout = _layout(name, n, stride, padding, dilation, groups)
+    layout = make_layout(name, n, stride, padding, dilation, groups)
     _check(name, n, w, b, layout.groups, transposed=True, input=x)
     extra = extents(name, "output_padding", output_padding, n, 0)
     if any(e >= max(t, d) for e, t, d in zip(extra, layout.stride, layout.dilation, strict=True)):
@@ -318,8 +322,7 @@ def _transposed(
             f"{name}: expected output_padding below the stride {layout.stride} or the dilation {layout.dilation}; "
             f"got {extra}"
         )
-    every = zip(x.shape[2:], w.shape[2:], layout.stride, layout.padding, layout.dilation, extra, strict=True)
-    space = tuple((s - 1) * t - 2 * p + d * (k - 1) + e + 1 for s, k, t, p, d, e in every)
+    space = layout.transposed_output(x.shape[2:], w.shape[2:], extra)
     if min(space) < 1:
         raise ValueError(
             f"{name}: expected a non-empty output; got extents {space} from input of shape {x.shape}, weight of shape "
@@ -344,10 +347,13 @@ def extents(name: str, what: str, value: IntOrTuple, n: int, least: int) -> Exte
     return found
 
 
-def _layout(name: str, n: int, stride: IntOrTuple, padding: IntOrTuple, dilation: IntOrTuple, groups: int) -> Layout:
+def make_layout(
+    name: str, n: int, stride: IntOrTuple, padding: IntOrTuple | str, dilation: IntOrTuple, groups: int
+) -> Layout:
+    """The layout of checked numbers; for a padding with a name `named_padding` goes on."""
     return Layout(
         extents(name, "stride", stride, n, 1),
-        extents(name, "padding", padding, n, 0),
+        extents(name, "padding", 0 if isinstance(padding, str) else padding, n, 0),
         extents(name, "dilation", dilation, n, 1),
         *extents(name, "groups", groups, 1, 1),
     )

@@ -13,22 +13,21 @@ from minigrad._op import primitive
 from minigrad._tensor import Tensor
 from minigrad.ops._operands import to_dtype
 from minigrad.ops.comparison import maximum
-from minigrad.ops.matmul import dot
+from minigrad.ops.linear_map import LinearMap, MatrixMap
 from minigrad.ops.reduce import norm, sum
-from minigrad.ops.shape import permute, reshape
 from minigrad.ops.singular import sigma_max
-from minigrad.ops.spectral import ORDERS, check, divide, normalize_at, rank_one, spectral_sigma, sweep
+from minigrad.ops.spectral import ORDERS, check, divide
 
 
 class Point(NamedTuple):
-    """Where a convention is evaluated: constants all of them, σ = uᵀMv."""
+    """Where a convention is evaluated: constants all of them, σ = uᵀMv, M being the map of the weight."""
 
     u: Tensor
     v: Tensor
     sigma: Tensor
     n_power_iterations: int
     eps: float
-    dim: int
+    map: LinearMap
     order: str
 
 
@@ -48,7 +47,7 @@ class Convention(NamedTuple):
 
 
 def _fixed_uv(weight: Tensor, at: Point) -> Tensor:
-    return normalize_at(weight, at.u, at.v, at.sigma, at.dim)
+    return at.map.normalize(weight, at.u, at.v, at.sigma)
 
 
 def _detached(weight: Tensor, at: Point) -> Tensor:
@@ -62,18 +61,17 @@ def _straight_through(weight: Tensor, at: Point) -> Tensor:
 def _unrolled(weight: Tensor, at: Point) -> Tensor:
     """The sweeps in public ops, from constant vectors; a clamp at eps σ, as in `power_iteration`."""
     u, v = at.u, at.v
-    others = [d for d in range(weight.ndim) if d != at.dim]
-    matrix = to_dtype(reshape(permute(weight, at.dim, *others), weight.shape[at.dim], -1), u.dtype)
+    there, back = at.map.products(weight)
     n = at.n_power_iterations
-    floor = sweep(weight, u, v, n, at.eps, at.dim, at.order)[2] * at.eps if n else at.sigma
+    floor = at.map.sweep(weight, u, v, n, at.eps, at.order)[2] * at.eps if n else at.sigma
     for _ in range(n):
         if at.order == "uv":
-            u = _unit(matrix @ v, floor)
-            v = _unit(matrix.T @ u, floor)
+            u = _unit(there(v), floor)
+            v = _unit(back(u), floor)
         else:
-            v = _unit(matrix.T @ u, floor)
-            u = _unit(matrix @ v, floor)
-    return divide(weight, dot(u, matrix @ v))
+            v = _unit(back(u), floor)
+            u = _unit(there(v), floor)
+    return divide(weight, sum(u * there(v)))
 
 
 def _unit(x: Tensor, floor: Tensor) -> Tensor:
@@ -81,11 +79,16 @@ def _unit(x: Tensor, floor: Tensor) -> Tensor:
 
 
 def _exact(weight: Tensor, at: Point) -> Tensor:
-    return divide(weight, sigma_max(weight, at.dim))
+    if not isinstance(at.map, MatrixMap):
+        raise ValueError(
+            "gradient='exact': the singular pair of a convolution is not decomposed. Use gradient='fixed_uv', whose "
+            "gradient is the same at convergence, or norm='matrix'."
+        )
+    return divide(weight, sigma_max(weight, at.map.dim))
 
 
 def _elementwise(weight: Tensor, at: Point) -> Tensor:
-    return _misread(weight, at.u, at.v, at.sigma, dim=at.dim)
+    return _misread(weight, at.u, at.v, at.sigma, map=at.map)
 
 
 # W̄ of two conventions is no function that could be differentiated to their gradient: ops of their own say it.
@@ -98,7 +101,7 @@ def _pretend(k: Any, weight: Any, value: Any) -> Any:
 
 
 @primitive()
-def _misread(k: Any, weight: Any, u: Any, v: Any, sigma: Any, *, dim: int) -> Any:
+def _misread(k: Any, weight: Any, u: Any, v: Any, sigma: Any, *, map: LinearMap) -> Any:
     return k.spectral_scale(weight, sigma)
 
 
@@ -107,10 +110,10 @@ def _once(k: Any, x: Any) -> Any:
     return x
 
 
-def _misread_vjp(g: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, dim: int) -> Tensor:
+def _misread_vjp(g: Tensor, weight: Tensor, u: Tensor, v: Tensor, sigma: Tensor, map: LinearMap) -> Tensor:
     """G ⊙ (1 − A ΣW̄)/σ: the derivative read as if each entry of W̄ depended on its own entry of W alone."""
     total = divide(sum(to_dtype(weight, sigma.dtype)), sigma)
-    return _once(divide(g * (1 - rank_one(total, weight, u, v, dim)), sigma))
+    return _once(divide(g * (1 - map.slope(total, weight, u, v)), sigma))
 
 
 def _no_double_backward(g: Tensor) -> Tensor:
@@ -226,10 +229,28 @@ def apply(
     exact            [[-0.118, -0.178], [-0.207, 0.266]]
     elementwise      [[0.178, -0.003], [-0.0, -0.175]]
     """
-    row = convention(gradient)
+    convention(gradient)
     if order not in ORDERS:
         raise ValueError(f"apply: expected order 'uv' or 'vu'; got {order!r}")
-    dim = check("apply", weight, u, v, dim)
+    matrix = MatrixMap(check("apply", weight, u, v, dim))
+    return normalize(
+        gradient, weight, u, v, matrix, n_power_iterations=n_power_iterations, eps=eps, order=order, sigma=sigma
+    )
+
+
+def normalize(
+    gradient: str,
+    weight: Tensor,
+    u: Tensor,
+    v: Tensor,
+    map: LinearMap,
+    *,
+    n_power_iterations: int = 0,
+    eps: float = 1e-12,
+    order: str = "uv",
+    sigma: Tensor | None = None,
+) -> Tensor:
+    """`apply` for any map that the weight makes, without its checks."""
     if sigma is None:
-        sigma = spectral_sigma(weight.detach(), u, v, dim)
-    return row.normalize(weight, Point(u, v, sigma, n_power_iterations, eps, dim, order))
+        sigma = map.sigma(weight.detach(), u, v)
+    return convention(gradient).normalize(weight, Point(u, v, sigma, n_power_iterations, eps, map, order))

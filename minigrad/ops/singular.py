@@ -10,7 +10,8 @@ from typing import Any
 
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
-from minigrad.ops.spectral import matrix_shape
+from minigrad.ops._operands import to_dtype
+from minigrad.ops.spectral import matrix_shape, vector_dtype
 
 
 @primitive()
@@ -55,3 +56,10 @@ def sigma_max(weight: Tensor, dim: int = 0) -> Tensor:
     """
     _, _, dim = matrix_shape("sigma_max", weight, dim)
     return _sigma_max(weight, dim=dim)[0]
+
+
+def leading_vectors(weight: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    """u₁ (m) and v₁ (n) of that decomposition, constants in the dtype of σ; some unit pair where W = 0."""
+    _, _, dim = matrix_shape("leading_vectors", weight, dim)
+    _, left, _, right = _sigma_max(weight.detach(), dim=dim)
+    return to_dtype(left[:, 0], vector_dtype(weight)), to_dtype(right[0], vector_dtype(weight))

@@ -211,7 +211,8 @@ def power_iteration(
 
     order "uv": u ← Mv/‖Mv‖ (20, 21), v ← Mᵀu/‖Mᵀu‖ (18, 19), and M is read once. "vu", the paper's: v first; M is read
     twice. Norms are clamped at `eps` in the problem scaled to σ = 1, so that W and cW give the same vectors. Where Mv
-    (or Mᵀu) is 0, or not finite, there is no direction to turn to: the vectors stay, and σ is 0 (or not finite).
+    (or Mᵀu) is 0, or not finite, there is no direction to turn to: the vectors stay, and σ is 0 (or not finite). From
+    vectors orthogonal to the leading pair it converges to σ₂ and stays there; of a repeated σ₁ it picks one pair.
 
     The weight may require grad; the step is outside of any graph. A graph that had saved u or v is told by their
     version. The other arguments are those of `spectral_sigma`.

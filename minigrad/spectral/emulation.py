@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from minigrad._tensor import Tensor
-from minigrad.ops._operands import to_dtype
 from minigrad.ops.comparison import maximum
 from minigrad.ops.conventions import Point, convention
 from minigrad.ops.creation import ones, zeros
+from minigrad.ops.linear_map import MatrixMap
 from minigrad.ops.matmul import dot
 from minigrad.ops.reduce import norm
-from minigrad.ops.shape import clone, pad, permute, reshape
+from minigrad.ops.shape import clone, pad, reshape
 from minigrad.ops.spectral import check, matrix_shape, vector_dtype
 from minigrad.ops.unary import sqrt
 
@@ -143,20 +143,22 @@ def emulate(
     if v is None and not raw and (library.order == "uv" or not n):
         raise ValueError(f"emulate: {like!r} {'trains' if training else 'evaluates'} from v too; got v=None")
     seen, rows = (_square(weight.detach()), 0) if library.rows == "square" else (weight.detach(), axis)
-    matrix = _matrix(seen, rows)
-    new_u, new_v = u, zeros(matrix.shape[1], dtype=matrix.dtype, device=weight.device) if v is None else v
+    matrix = MatrixMap(rows)
+    like_u = {"dtype": vector_dtype(weight), "device": weight.device}
+    new_u, new_v = u, zeros(matrix.shapes(seen)[1], **like_u) if v is None else v
     check("emulate", seen, u, new_v, rows)
     if raw:
-        one = ones((), dtype=matrix.dtype, device=weight.device)
+        one = ones((), **like_u)
         return Emulated(clone(weight), one, u, v, clone(weight.detach()))
 
+    there, back = matrix.products(seen)
     for _ in range(n):
         for letter in library.order:
             if letter == "u":
-                new_u = NORMALIZERS[library.form](matrix @ new_v, library.eps)
+                new_u = NORMALIZERS[library.form](there(new_v), library.eps)
             else:
-                new_v = NORMALIZERS[library.form](matrix.T @ new_u, library.eps)
-    at = Point(new_u, new_v, dot(new_u, matrix @ new_v), n, library.eps, axis, library.order)
+                new_v = NORMALIZERS[library.form](back(new_u), library.eps)
+    at = Point(new_u, new_v, dot(new_u, there(new_v)), n, library.eps, MatrixMap(axis), library.order)
     w_bar = convention(library.gradient).normalize(weight, at)
     left = w_bar if _happens(library.overwrites, training) else weight
     return Emulated(
@@ -170,12 +172,6 @@ def emulate(
 
 def _happens(when: When, training: bool) -> bool:
     return when == "always" or (when == "training" and training)
-
-
-def _matrix(weight: Tensor, axis: int) -> Tensor:
-    """M: the axis as rows, all others as columns, in the dtype of u."""
-    others = (d for d in range(weight.ndim) if d != axis)
-    return to_dtype(reshape(permute(weight, axis, *others), weight.shape[axis], -1), vector_dtype(weight))
 
 
 def _square(weight: Tensor) -> Tensor:

@@ -14,3 +14,4 @@ from minigrad.kernels.cpu.reduce import *
 from minigrad.kernels.cpu.shape import *
 from minigrad.kernels.cpu.softmax import *
 from minigrad.kernels.cpu.spectral import *
+from minigrad.kernels.cpu.spectrum import *

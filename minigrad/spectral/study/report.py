@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from minigrad.ops.conventions import CONVENTIONS
+from minigrad.spectral.libraries import RANDOM, SHAPE, TINY, findings, short
 from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.residuals import FACTOR, FLOOR, Residual
 from minigrad.spectral.study import figures
@@ -33,6 +35,15 @@ def scientific(value: float, digits: int = 1) -> str:
     if -3 <= int(exponent) <= 2:
         return f"{value:.{max(0, digits - int(exponent))}f}".replace("-", "−")
     return f"{mantissa.replace('-', '−')}·{figures.power(int(exponent))}"
+
+
+def typeset(text: str) -> str:
+    """Powers of ten in a sentence, as one writes them.
+
+    >>> typeset("x/max(‖x‖, 1e-12)")
+    'x/max(‖x‖, 10⁻¹²)'
+    """
+    return re.sub(r"\b1e(-?\d+)\b", lambda found: figures.power(int(found[1])), text)
 
 
 def signed(value: float, places: int = 4) -> str:
@@ -88,6 +99,7 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         "sci": scientific,
         "degrees": degrees,
         "signed": signed,
+        "percent": lambda value: "—" if math.isnan(value) else f"{value:.2%}",
         "css": lambda name: name.replace("_", "-"),
     }
     safe = require("markupsafe").Markup
@@ -110,8 +122,11 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         through=_through(results),
         first_table=_first_table(verdict) if verdict else [],
         hero=_hero(results, safe),
+        libraries=_libraries(results),
         training=_training(results, safe),
         layer_sections=[_layer(results, name, safe) for name in results.layers] if verdict else [],
+        second=results.second,
+        steepness=results.steepness,
         curve=_curve(results, safe),
         graph=safe(results.graph),
         followed=results.followed,
@@ -163,6 +178,24 @@ def _first_table(verdict: Verdict) -> list[dict[str, Any]]:
         }
         for name in dict.fromkeys(c.convention for c in verdict.cells)
     ]
+
+
+def _libraries(results: Results) -> dict[str, Any] | None:
+    rows = results.libraries
+    if not rows:
+        return None
+    outputs, inputs = SHAPE
+    cold = [row.cold for row in rows]
+    return {
+        "rows": rows,
+        "findings": map(typeset, findings(rows)),
+        "directions": f"{RANDOM} random directions, G, W and u vᵀ",
+        "layer": f"a dense layer of {outputs} outputs and {inputs} inputs",
+        "cold": f"{min(cold):.0%} to {max(cold):.0%}",
+        "tiny": typeset(short(TINY)),
+        "short": lambda value: typeset(short(value, 4)),
+        "function": lambda row: typeset(row.function).split("; "),
+    }
 
 
 def _hero(results: Results, safe: Any) -> dict[str, Any] | None:

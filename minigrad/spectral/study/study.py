@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import minigrad as mg
+from minigrad.spectral.emulation import LIBRARIES
+from minigrad.spectral.libraries import Row, measure as measure_library
 from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.study import models
 from minigrad.spectral.study.comparison import Paired, Record, differences, run
@@ -16,7 +18,9 @@ from minigrad.spectral.study.convergence import DEEP, Falling, StepCurve, fallin
 from minigrad.spectral.study.data import Dataset
 from minigrad.spectral.study.end_to_end import Around, Through, through
 from minigrad.spectral.study.graph import draw
+from minigrad.spectral.study.lipschitz import Steepness, steepness
 from minigrad.spectral.study.opening import Layer, Opened, measure, open_layers
+from minigrad.spectral.study.second_order import Second, second_order
 from minigrad.spectral.study.settings import Settings, chosen_layers
 from minigrad.spectral.study.training import evaluate, train
 from minigrad.spectral.study.verdict import Verdict, judge
@@ -41,6 +45,9 @@ class Results:
     layers: list[str] = field(default_factory=list)
     openings: list[Opened] = field(default_factory=list)
     throughs: list[Through] = field(default_factory=list)
+    second: list[Second] = field(default_factory=list)
+    steepness: Steepness | None = None
+    libraries: list[Row] = field(default_factory=list)
     falling: list[Falling] = field(default_factory=list)
     step_curve: StepCurve | None = None
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -100,6 +107,9 @@ class Study:
             ("training the network", self._train),
             ("gradients at the node", self._measure),
             ("gradients through the network", self._through),
+            ("second derivatives", self._second_order),
+            ("the network's steepness", self._steepness),
+            ("the libraries' gradients", self._libraries),
             ("errors against sweeps", self._converge),
             ("training under the conventions", self._compare),
         ):
@@ -145,25 +155,51 @@ class Study:
                         if part is not None:
                             results.openings.append(part)
 
-    def _through(self, name: str) -> None:
-        settings, results = self.settings, self.results
-        last = self.opened[settings.steps]
-        normalized = {one.name: ORACLES["frozen"].normalize(one.weight, one.u, one.v) for one in last}
+    @property
+    def last(self) -> list[Layer]:
+        """The chosen layers as they were at the last step."""
+        return [one for one in self.opened[self.settings.steps] if one.name in self.results.layers]
+
+    @property
+    def around(self) -> Around:
+        """What each layer stands in at the last step."""
+        everything = self.opened[self.settings.steps]
+        normalized = {one.name: ORACLES["frozen"].normalize(one.weight, one.u, one.v) for one in everything}
         batch = self.batch[0][:THROUGH_ON], self.batch[1][:THROUGH_ON]
-        around = Around(self.plain, self.network, normalized, batch)
+        return Around(self.plain, self.network, normalized, batch)
+
+    def _through(self, name: str) -> None:
+        settings, results, around = self.settings, self.results, self.around
         with self.progress.stage(name, 4 * len(results.layers)) as done:
-            for layer in last:
-                if layer.name not in results.layers:
-                    continue
+            for layer in self.last:
                 count = settings.through_directions
                 for part in through(settings.steps, layer, around, settings.conventions, count, settings.seed):
                     done()
                     if part is not None:
                         results.throughs.append(part)
 
+    def _second_order(self, name: str) -> None:
+        settings, results, around = self.settings, self.results, self.around
+        with self.progress.stage(name, 3 * len(results.layers)) as done:
+            for layer in self.last:
+                for part in second_order(settings.steps, layer, around, settings.seed):
+                    done()
+                    if part is not None:
+                        results.second.append(part)
+
+    def _steepness(self, name: str) -> None:
+        with self.progress.stage(name, 2) as done:
+            self.results.steepness = steepness(self.settings.steps, self.network, self.batch[0], done)
+
+    def _libraries(self, name: str) -> None:
+        with self.progress.stage(name, len(LIBRARIES)) as done:
+            for like in LIBRARIES:
+                self.results.libraries.append(measure_library(like, self.settings.seed, self.settings.device))
+                done()
+
     def _converge(self, name: str) -> None:
         settings, results = self.settings, self.results
-        last = [one for one in self.opened[settings.steps] if one.name in results.layers]
+        last = self.last
         with self.progress.stage(name, 1 + (2 + len(DEEP)) * len(last)) as done:
             for layer in last:
                 for part in falling(layer, settings.seed):

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from minigrad.spectral.libraries import Row as Library
 from minigrad.spectral.study.study import Results
 
 Row = dict[str, Any]
@@ -18,6 +19,9 @@ def tables(results: Results) -> dict[str, list[Row]]:
         "layers": _layers(results),
         "residuals": _residuals(results),
         "spectra": _spectra(results),
+        "second_order": [asdict(one) for one in results.second],
+        "lipschitz": _lipschitz(results),
+        "libraries": [library(row) for row in results.libraries],
         "sweeps": _sweeps(results),
         "rates": [
             {"layer": one.layer, "gap": one.gap, "of": of, "measured": one.rate[of], "theory": one.theory[of]}
@@ -57,6 +61,21 @@ def _layers(results: Results) -> list[Row]:
     return rows
 
 
+def _lipschitz(results: Results) -> list[Row]:
+    found = results.steepness
+    if found is None:
+        return []
+    ends = (
+        ("lower bound", found.lower, f"largest Jacobian norm at {found.examples} examples"),
+        ("upper bound", found.upper, "product of the layers"),
+        ("no bound", found.reshaped, "product with σ₁ of the reshaped weights"),
+    )
+    rows = list(map(asdict, found.factors))
+    for kind, value, how in ends:
+        rows.append(dict.fromkeys(rows[0]) | {"layer": "(network)", "kind": kind, "constant": value, "how": how})
+    return [{"step": found.step} | row for row in rows]
+
+
 def _residuals(results: Results) -> list[Row]:
     at_node = [
         {"where": "node", "step": opened.step, "layer": opened.layer, "vectors": state} | asdict(residual)
@@ -70,6 +89,23 @@ def _residuals(results: Results) -> list[Row]:
         for residual in one.residuals
     ]
     return at_node + through
+
+
+def library(row: Library) -> Row:
+    """What was measured of one library, flat."""
+    told: Row = {
+        "library": row.name, "version": row.library.version, "ran": row.library.ran, "seed": row.seed,
+        "function": row.function, "gradient": row.gradient, "convention": row.library.gradient,
+        "meets": " ".join(row.met) or "none", "must_meet": row.expected or "none", "passed": row.passed,
+    }  # fmt: skip
+    for name, held in row.held.items():
+        told |= {f"{name}_residual": held.residual, f"{name}_error": held.error, f"{name}_at": held.along[held.worst]}
+    return told | {
+        "angle_to_paper": row.angle, "relative_to_paper": row.relative, "sigma_over_sigma_1": row.cold,
+        "lambda": row.lam, "radial": row.radial, "training_off": row.forward, "evaluation": row.evaluation,
+        "evaluation_off": row.evaluation_gap, "overwritten": row.overwritten, "norm_converged": row.converged,
+        "norm_tiny": row.tiny, "caveat": row.caveat, "command": row.command, "evidence": row.evidence,
+    }  # fmt: skip
 
 
 def _spectra(results: Results) -> list[Row]:

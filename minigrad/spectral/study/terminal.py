@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from minigrad.spectral.libraries import summary as libraries
 from minigrad.spectral.oracles import ORACLES
 from minigrad.spectral.study._extras import require
 from minigrad.spectral.study.comparison import MEASURES
+from minigrad.spectral.study.lipschitz import summary as steepness
+from minigrad.spectral.study.second_order import summary as second_order
 from minigrad.spectral.study.study import Results
 
 #: A table never asks for more columns than this.
@@ -47,6 +50,12 @@ class Terminal:
             self.console.print(self._verdict(results))
         if results.differences:
             self.console.print(self._differences(results))
+        if results.libraries:
+            self.console.print(f"Libraries: {libraries(results.libraries)}. [dim]minigrad libraries[/]")
+        if results.second:
+            self.console.print(f"Second order, true pair: {second_order(results.second)}.")
+        if results.steepness:
+            self.console.print(f"Steepness: {steepness(results.steepness)}.")
         if results.unfinished:
             self.console.print(
                 f"[bold red]Interrupted[/] while {results.unfinished}; what was finished is in the report."
