@@ -58,7 +58,9 @@ def compiled(kernel: Any, dtypes: str, signature: Any, architecture: tuple[int, 
     dispatcher.get_current_device = Device
     row = Row(kernel.name, dtypes, f"sm_{architecture[0]}{architecture[1]}")
     try:
-        ptx, _ = cuda.compile_ptx(kernel.fn, signature, cc=architecture, device=False)
+        ptx, _ = cuda.compile_ptx(
+            kernel.fn, signature, cc=architecture, device=False, launch_bounds=kernel.threads
+        )
     except Exception as error:  # whatever the compiler raises is a complaint about this kernel, not about the gate
         return row._replace(complaint=f"does not compile: {' '.join(str(error).split())[-400:]}")
     wide = "float64" in str(signature) or kernel.name in FOLDING

@@ -10,10 +10,13 @@ from minigrad.kernels.cuda.memory import (
     memory_reserved as memory_reserved,
     synchronize as synchronize,
 )
+from minigrad.kernels.cuda.optim import *
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *
 from minigrad.kernels.cuda.softmax import *
+from minigrad.kernels.cuda.spectral import *
+from minigrad.kernels.cuda.spectrum import *
 
 
 class MissingKernel(NotImplementedError, AttributeError):

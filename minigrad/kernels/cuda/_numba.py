@@ -6,6 +6,7 @@ Nothing is compiled at import and no driver is touched, so that kernels can be r
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,32 @@ def type_of(dtype: Any, array: bool) -> Any:
     """Numba's type of a scalar of this dtype, or of a one-dimensional contiguous array of them."""
     scalar = numba.from_dtype(np.dtype(dtype))
     return types.Array(scalar, 1, "C") if array else scalar
+
+
+# Addresses: what a kernel needs for arrays whose number is not part of its type ---------------------------------------
+
+if SIMULATED:
+
+    def address_of(flat: Any) -> int:
+        """Where a flat device array begins."""
+        return int(flat._ary.ctypes.data)
+
+    def array_at(address: Any, size: Any, like: Any) -> Any:
+        """In a kernel: the flat array of so many elements at an address, of the type of another."""
+        memory = (ctypes.c_char * (int(size) * like.dtype.itemsize)).from_address(int(address)) if address else b""
+        return np.frombuffer(memory, like.dtype)
+
+else:
+    from numba.cuda.extending import intrinsic
+
+    def address_of(flat: Any) -> int:
+        return int(flat.device_ctypes_pointer.value)
+
+    @intrinsic
+    def array_at(context: Any, address: Any, size: Any, like: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            array = context.make_array(signature.return_type)(context, builder, value=arguments[2])
+            array.data = builder.inttoptr(arguments[0], array.data.type)
+            return array._getvalue()  # its length stays that of the other, and is not looked at
+
+        return like(address, size, like), generate

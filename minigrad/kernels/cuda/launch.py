@@ -45,8 +45,10 @@ class Kernel:
     number, converted to the declared type. A letter stands for one dtype throughout a launch.
     """
 
-    def __init__(self, fn: Callable[..., Any], name: str, signature: str, dtypes: dict[str, tuple[str, ...]]):
-        self.fn, self.name, self.__doc__ = fn, name, fn.__doc__
+    def __init__(
+        self, fn: Callable[..., Any], name: str, signature: str, dtypes: dict[str, tuple[str, ...]], threads: int | None
+    ):
+        self.fn, self.name, self.threads, self.__doc__ = fn, name, threads, fn.__doc__
         self._letters = {letter: tuple(map(np.dtype, choices)) for letter, choices in dtypes.items()}
         self._parameters = [(part.removesuffix("[]"), part.endswith("[]")) for part in signature.split()]
         if len(self._parameters) != fn.__code__.co_argcount:
@@ -57,7 +59,7 @@ class Kernel:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        return cuda.jit(self.fn)
+        return cuda.jit(self.fn) if SIMULATED else cuda.jit(self.fn, launch_bounds=self.threads)
 
     def __getitem__(self, configuration: tuple[Any, Any]) -> Callable[..., None]:
         return functools.partial(self._launch, *configuration)
@@ -103,17 +105,18 @@ class Kernel:
 
 
 def kernel(
-    signature: str, *, formula: Any = None, name: str = "", **dtypes: tuple[str, ...]
+    signature: str, *, formula: Any = None, name: str = "", threads: int | None = None, **dtypes: tuple[str, ...]
 ) -> Callable[[Callable[..., Any]], Kernel]:
     """Declare a kernel: types of its parameters, and which dtypes each letter in them may stand for.
 
     `formula`: the function that the kernel closes over, or `name`: one of one's own; it becomes part of its name.
+    `threads`: the most that a block will have, so that the compiler gives each no more registers than there are.
     """
 
     def declare(fn: Callable[..., Any]) -> Kernel:
         full = f"{fn.__module__.rpartition('.')[2]}.{fn.__qualname__}".replace("<locals>.", "")
         suffix = name or (formula.__name__ if formula is not None else "")
-        return Kernel(fn, f"{full}.{suffix}" if suffix else full, signature, dtypes)
+        return Kernel(fn, f"{full}.{suffix}" if suffix else full, signature, dtypes, threads)
 
     return declare
 
