@@ -23,6 +23,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "kernels.scalar kernels",
     "kernels.cpu",
     "kernels.cuda._numba",
+    "kernels.cuda._stream",
     "kernels.cuda.launch kernels.cuda.memory",
     "kernels.cuda.array",
     "kernels.cuda",

@@ -14,6 +14,7 @@ import numpy as np
 
 from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._stream import copy_in, copy_out, here
 from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
 
 Shape = tuple[int, ...]
@@ -44,10 +45,27 @@ class Array:
         )
 
     @functools.cached_property
+    def _lowest(self) -> int:
+        """The place of the array's lowest element in its memory."""
+        below = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0) if self.size else 0
+        return self.offset + below
+
+    @property
     def flat(self) -> Any:
         """The memory from the array's lowest element on, as a flat device array. Its length may go beyond the array."""
-        below = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0) if self.size else 0
-        return self.buffer.block.flat(self.dtype, self.offset + below)
+        return self.buffer.block.flat(self.dtype, self._lowest)
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Where `flat` begins."""
+        return int(self.buffer.block.address + self._lowest * self.dtype.itemsize)
+
+    @functools.cached_property
+    def words(self) -> Shape:
+        """What stands for `flat` among a kernel's arguments: two owners, extent, size of an element, …, stride."""
+        width = self.dtype.itemsize
+        extent = self.buffer.block.size // width - self._lowest
+        return 0, 0, extent, width, self.address, extent, width
 
     def view(self, shape: Shape, strides: Shape, offset: int = 0) -> Array:
         """Another arrangement of the same memory; `offset` from this array's first element."""
@@ -132,12 +150,12 @@ def geometry(shape: Shape, *operands: Shape) -> Any:
     for place, (n, steps) in zip(range(4 * len(runs), 0, -4), runs, strict=True):
         table[place : place + 4] = n, *steps
         table[1:4] += [-(n - 1) * min(s, 0) for s in steps]
-    return from_host(table.astype(np.uint32))
+    return constant(table.astype(np.uint32))
 
 
 @functools.cache
 def _as_numbered() -> Any:
-    return from_host(np.zeros(1, np.uint32))
+    return constant(np.zeros(1, np.uint32))
 
 
 def geometry_of(shape: Shape, *arrays: Array) -> Any:
@@ -180,17 +198,28 @@ def empty(shape: Shape, dtype: Any) -> Array:
 
 def from_host(data: Host) -> Array:
     """A fresh array with the values of a NumPy array."""
-    out = empty(data.shape, data.dtype)
-    if out.size:
-        out.flat[: out.size].copy_to_device(np.ascontiguousarray(data).reshape(-1))
+    if here.recording is not None:
+        here.recording.refuse("copies values from the host (a tensor made of numbers or arrays; to(device))")
+    return constant(data)
+
+
+def constant(data: Host) -> Array:
+    """Like `from_host`, for values that are the same whenever the step runs; they outlive it, if need be."""
+    data = np.ascontiguousarray(data).reshape(data.shape)
+    buffer = memory.allocate(data.nbytes, shared=True)
+    out = Array(buffer, data.shape, row_major(data.shape), 0, data.dtype, False)
+    if data.size:
+        copy_in(out.address, data)
     return out
 
 
 def to_host(x: Array) -> Host:
     """The values as a fresh NumPy array; waits for the device."""
+    if here.recording is not None:
+        here.recording.refuse("reads values back to the host (item, numpy, to('cpu'), an `if`, a boolean mask, an SVD)")
     host = np.empty(x.shape, x.dtype)
     if x.size:
-        contiguous(x).flat[: x.size].copy_to_host(host.reshape(-1))
+        copy_out(host, contiguous(x).address)
     return host
 
 
@@ -228,7 +257,7 @@ def full(shape: Shape, value: float, dtype: Any) -> Array:
 
 def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
     """start + i · step, computed in the dtype's own arithmetic on the host, as NumPy does it, and copied."""
-    return from_host(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
+    return constant(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
 
 
 def eye(n: int, m: int, dtype: Any) -> Array:

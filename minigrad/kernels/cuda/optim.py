@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cuda._numba import SIMULATED, address_of, array_at, cuda
-from minigrad.kernels.cuda.array import Array, contiguous, from_host, write
+from minigrad.kernels.cuda._numba import SIMULATED, array_at, cuda
+from minigrad.kernels.cuda.array import Array, constant, contiguous, write
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, Kernel, helper, kernel
 
 Arrays = Sequence[Array]
@@ -105,19 +105,19 @@ _RMSPROP = {  # by whether it is centered, and whether there is momentum
 
 @functools.lru_cache(maxsize=64)
 def _table(rows: tuple[tuple[int, ...], ...]) -> Array:
-    return from_host(np.array([row + (0,) * (_COLUMNS - len(row)) for row in rows], np.uint64))
+    return constant(np.array([row + (0,) * (_COLUMNS - len(row)) for row in rows], np.uint64))
 
 
 @functools.lru_cache(maxsize=64)
 def _work(sizes: tuple[int, ...]) -> Array:
     """(parameter, its first element) of each block."""
     pieces = [(i, first) for i, size in enumerate(sizes) for first in range(0, size, _PIECE)]
-    return from_host(np.array(pieces, np.uint32))
+    return constant(np.array(pieces, np.uint32))
 
 
 @functools.lru_cache(maxsize=64)
 def _numbers(numbers: tuple[float, ...], dtype: Any) -> Array:
-    return from_host(np.array(numbers + (0.0,) * (_NUMBERS - len(numbers)), dtype))
+    return constant(np.array(numbers + (0.0,) * (_NUMBERS - len(numbers)), dtype))
 
 
 Step = tuple[Kernel, list[Array], tuple[float, ...]]  # a parameter's: what it runs by, on, and with
@@ -131,7 +131,7 @@ def _run(steps: Sequence[Step]) -> None:
             kinds.setdefault((run, numbers, arrays[0].dtype), []).append(arrays)
     for (run, numbers, dtype), group in kinds.items():
         ready = [[contiguous(x) for x in arrays] for arrays in group]
-        table = _table(tuple((p.size, *(address_of(x.flat) for x in (p, *others))) for p, *others in ready))
+        table = _table(tuple((p.size, *(x.address for x in (p, *others))) for p, *others in ready))
         work = _work(tuple(p.size for p, *_ in ready))
         run[work.shape[0], BLOCK](table, work, _numbers(numbers, dtype))
         for arrays, made in zip(group, ready, strict=True):
