@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import minigrad.kernels.cpu as _cpu
 
@@ -73,6 +73,8 @@ class cuda:
     >>> if mg.cuda.is_available():
     ...     x = mg.zeros(2, device="cuda")
     """
+
+    graph: ClassVar[Any]  # set by the layer that it belongs to
 
     @staticmethod
     def is_available() -> bool:

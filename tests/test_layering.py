@@ -44,7 +44,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "_trace",
     "_onnx",
     "export",
-    "",  # minigrad itself: the public names
+    " _capture",  # minigrad itself, the public names; mg.cuda.graph
     "spectral.study _cases _info",
     "_checks _libraries",
     "cli",

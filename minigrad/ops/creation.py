@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -163,8 +164,8 @@ def _drawn(
     if wanted.kind != "f":
         raise TypeError(f"{kind}: expected a floating dtype; got {wanted}")
     source = _random.default if generator is None else generator
-    offset = source.advance(math.prod(sizes), wanted)
-    return Tensor(getattr(devices.kernels(where), kind)(sizes, wanted, source.seed, offset), where, requires_grad)
+    draw = functools.partial(source.draw, math.prod(sizes), wanted)
+    return Tensor(getattr(devices.kernels(where), kind)(sizes, wanted, draw), where, requires_grad)
 
 
 def rand(
