@@ -21,6 +21,14 @@ def check(device: Any, who: str) -> str:
     return name
 
 
+def of_dlpack(code: int) -> str:
+    """The device that DLPack calls so: plain, pinned or managed memory."""
+    names = {1: "cpu", 3: "cpu", 2: "cuda", 13: "cuda"}
+    if code not in names:
+        raise ValueError(f"from_dlpack: expected memory of a CPU or of CUDA; got DLPack's device type {code}")
+    return check(names[code], "from_dlpack")
+
+
 def kernels(device: str) -> ModuleType:
     """The kernel package of a device; the only place where one is chosen."""
     return _cpu if device == "cpu" else _cuda or _load_cuda()
@@ -74,7 +82,8 @@ class cuda:
     ...     x = mg.zeros(2, device="cuda")
     """
 
-    graph: ClassVar[Any]  # set by the layer that it belongs to
+    graph: ClassVar[Any]  # set by the layers that they belong to
+    from_array: ClassVar[Any]
 
     @staticmethod
     def is_available() -> bool:

@@ -44,7 +44,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "_trace",
     "_onnx",
     "export",
-    " _capture",  # minigrad itself, the public names; mg.cuda.graph
+    " _capture _sharing",  # minigrad itself, the public names; what belongs to mg.cuda
     "spectral.study _cases _info",
     "_checks _libraries",
     "cli",

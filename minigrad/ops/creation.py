@@ -64,13 +64,18 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def from_dlpack(x: Any) -> Tensor:
-    """A tensor in the memory of another library's CPU array, by the DLPack protocol.
+    """A tensor in the memory of another library's array, on its device, by the DLPack protocol.
+
+    TypeError for a dtype that is none of the five. ValueError for an array on a device that is none of ours.
 
     >>> import minigrad as mg, numpy as np
     >>> mg.from_dlpack(np.ones(2))
     tensor([1., 1.], dtype=float64)
     """
-    return from_numpy(np.from_dlpack(x))
+    device = devices.of_dlpack(x.__dlpack_device__()[0])
+    raw = devices.kernels(device).from_dlpack(x)
+    _dtypes.check(raw.dtype, "from_dlpack")
+    return Tensor(raw, device)
 
 
 def full(
