@@ -31,6 +31,7 @@ class _Watch:
         self.recording = recording
         self.modules: dict[int, Module] = {}
         self.leaves: dict[int, Tensor] = {}
+        self.states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
         self._undo: dict[int, Callable[[], None]] = {}
 
     def enters(self, module: Module) -> None:
@@ -74,6 +75,7 @@ class _Watch:
                     f"{_WHO}: {type(optimizer).__name__} made its state for a parameter of shape {p.shape} in the "
                     f"second step. Every parameter must have a gradient in the first step, too."
                 )
+        self.states += [(optimizer, p, optimizer.state[p]) for p in params if p in optimizer.state]
 
     def witness(self, op: Op, inputs: Any, attributes: Any, out: Tensor, aux: Any) -> None:
         if out.device == "cpu":
@@ -110,7 +112,7 @@ class CapturedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.recorder is not None:
             raise RuntimeError(f"{_WHO}: a captured step cannot be a part of another one")
-        given = {**dict(enumerate(args)), **kwargs}
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         asked = {name: _look(name, x) for name, x in given.items()} | {"grad mode": is_grad_enabled()}
         if not self._asked:
             return self._warm_up(given, asked)
@@ -124,11 +126,11 @@ class CapturedStep:
         else:
             self._check_memory()
             self._recording.renew()
+            for tensor in self._changed:
+                tensor.version[0] += 1
         self._recording.run()
         for leaf, g in self._grads:
             leaf.grad = g
-        for tensor in self._changed:
-            tensor.version[0] += 1
         with no_grad():
             return _each(self._out, lambda x: x.clone())
 
@@ -164,6 +166,7 @@ class CapturedStep:
             raise
         self._recording = recording
         self._grads = [(leaf, leaf.grad) for leaf in watch.leaves.values()]
+        self._states = watch.states
         self._changed = [x for x, version in zip(tensors, versions, strict=True) if x.version[0] != version]
         self._memory = [(tree, name, x, x.data) for tree, name, x in self._tensors()]
 
@@ -198,6 +201,12 @@ class CapturedStep:
                 raise RuntimeError(
                     f"{_WHO}: {name!r}, of shape {x.shape}, has been replaced, or moved, since the step was captured. "
                     f"Make the step anew, or write into it with copy_()."
+                )
+        for optimizer, p, state in self._states:
+            if optimizer.state.get(p) is not state:
+                raise RuntimeError(
+                    f"{_WHO}: {type(optimizer).__name__} has got another state since the step was captured "
+                    f"(load_state_dict). Make the step anew."
                 )
 
 

@@ -122,6 +122,11 @@ def compared(row: Row, table: dict[tuple[str, ...], Row]) -> Row:
     return row
 
 
+def gone(rows: list[Row], table: dict[tuple[str, ...], Row]) -> list[tuple[str, ...]]:
+    """What the table has and nobody declares any more."""
+    return sorted(table.keys() - {row[:3] for row in rows})
+
+
 def main() -> int:
     parts = [part for part in sys.argv[1:] if part != "--write"]
     writing = len(parts) < len(sys.argv) - 1
@@ -137,8 +142,8 @@ def main() -> int:
     rows = [compared(row, table) for row in rows]
     for row in rows:
         print("\t".join(row))
-    if not parts and (gone := table.keys() - {row[:3] for row in rows}):
-        print(f"{TABLE.name} has {len(gone)} rows of kernels that are gone: run --write", *sorted(gone), file=sys.stderr)
+    if not parts and (old := gone(rows, table)):
+        print(f"{TABLE.name} has {len(old)} rows of kernels that are gone: run --write", *old, file=sys.stderr)
         return 1
     if not shutil.which("ptxas"):
         print("ptxas is not installed: PTX was made and looked at; registers and spills are unknown", file=sys.stderr)

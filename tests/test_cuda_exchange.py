@@ -102,7 +102,9 @@ class DLTensor(ctypes.Structure):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("dtype", "code", "bits"), list(zip(DTYPES, (2, 2, 2, 0, 6), (16, 32, 64, 64, 8), strict=True)))
+@pytest.mark.parametrize(
+    ("dtype", "code", "bits"), list(zip(DTYPES, (2, 2, 2, 0, 6), (16, 32, 64, 64, 8), strict=True))
+)
 def test_the_fields_of_a_capsule(dtype: Any, code: int, bits: int) -> None:
     x = mg.tensor(values(dtype), device="cuda").flip(0)
     capsule = x.__dlpack__(stream=-1, max_version=(1, 0), dl_device=(2, 0), copy=False)
@@ -134,8 +136,10 @@ class Said:
 
 
 def test_what_is_refused() -> None:
-    for said, error in [({"typestr": "<f8", "strides": (4, 8)}, ValueError), ({"data": (1, True)}, ValueError),
-                        ({"typestr": "<c8"}, TypeError), ({"typestr": ">f4"}, TypeError), ({"mask": 1}, ValueError)]:  # fmt: skip
+    for said, error in [
+        ({"typestr": "<f8", "strides": (4, 8)}, ValueError), ({"data": (1, True)}, ValueError),
+        ({"typestr": "<c8"}, TypeError), ({"typestr": ">f4"}, TypeError), ({"mask": 1}, ValueError),
+    ]:  # fmt: skip
         with pytest.raises(error, match="from_interface"):
             mg.cuda.from_array(Said(**said))
     with pytest.raises(TypeError, match="no __cuda_array_interface__"):

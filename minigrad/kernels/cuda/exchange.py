@@ -52,9 +52,11 @@ _NEW, _USED = b"dltensor", b"used_dltensor"  # a capsule keeps its name's addres
 _given: dict[int, Any] = {}  # what others hold of ours, by the address of its DLManagedTensor
 
 
-@_Deleter
-def _given_back(managed: Any) -> None:
+def _give_back(managed: Any) -> None:
     _given.pop(ctypes.addressof(managed.contents), None)
+
+
+_given_back = _Deleter(_give_back)
 
 
 def _references(entry: Any) -> int:

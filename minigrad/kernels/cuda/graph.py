@@ -158,7 +158,7 @@ def _who_asked() -> str:
 class _Renewal:
     """Takes the place of the recording while an optimizer's step runs again: it may not do anything new."""
 
-    def __init__(self, recording: Recording, updates: list[Any]):
+    def __init__(self, recording: Any, updates: list[Any]):
         self.pool = recording.pool
         self._write, self._updates = recording.write, iter(updates)
 
