@@ -109,7 +109,8 @@ def _walk(
                 _accumulate(leaf, g, own=entry[1] and not leaf.hooks)
         if targets is None or wanted is None or needed is None:
             return []
-        return [captured.get(w, _zeros(t) if w in needed else None) for t, w in zip(targets, wanted, strict=True)]
+        missing = {w: _zeros(t) for t, w in zip(targets, wanted, strict=True) if w in needed and w not in captured}
+        return [captured.get(w, missing.get(w)) for w in wanted]
 
 
 def _zeros(like: Tensor) -> Tensor:

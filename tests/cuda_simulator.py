@@ -212,6 +212,7 @@ def install() -> None:
     simulated.BlockManager.run, simulated.BlockThread.syncthreads = _run, _syncthreads
     FakeCUDAShared.array = _shared
     FakeCUDALocal.array = lambda self, shape, dtype, alignment=None: _unset(shape, dtype)
+    FakeCUDAModule.fma = lambda self, x, y, z: type(x)(np.longdouble(x) * np.longdouble(y) + np.longdouble(z))
     warp = {
         "shfl_sync": _shuffle(lambda lane, which: which % 32),
         "shfl_up_sync": _shuffle(lambda lane, which: lane - which),

@@ -63,12 +63,12 @@ def all_three(x, w, b, g, layout):
     )
 
 
-def leaf(x):
-    return mg.tensor(x, requires_grad=True)
+def leaf(x, device="cpu"):
+    return mg.tensor(x, device=device, requires_grad=True)
 
 
 def close(ours, theirs, tolerance=1e-10):
-    ours, theirs = (np.asarray(a.detach() if hasattr(a, "detach") else a) for a in (ours, theirs))
+    ours, theirs = (a.detach().numpy() if hasattr(a, "detach") else np.asarray(a) for a in (ours, theirs))
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * max(1, np.abs(theirs).max(initial=0)))
 
 
@@ -116,19 +116,19 @@ def layouts(draw):
     return space, kernel, stride, padding, dilation, groups, filters, channels
 
 
-def same_to_second_order(ours, theirs, arrays, g):
+def same_to_second_order(ours, theirs, arrays, g, device="cpu"):
     """Equal values, gradients with upstream g, and gradients of ⟨those, random vectors⟩ with respect to everything."""
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(2)
     vectors = [rng.standard_normal(a.shape) for a in arrays]
-    mine, other = [leaf(a) for a in (*arrays, g)], [torch.tensor(a, requires_grad=True) for a in (*arrays, g)]
+    mine, other = [leaf(a, device) for a in (*arrays, g)], [torch.tensor(a, requires_grad=True) for a in (*arrays, g)]
     y, z = ours(*mine[:-1]), theirs(*other[:-1])
     close(y, z)
     first = mg.grad((y * mine[-1]).sum(), mine[:-1], create_graph=True)
     first_of_torch = torch.autograd.grad((z * other[-1]).sum(), other[:-1], create_graph=True)
     for a, b in zip(first, first_of_torch, strict=True):
         close(a, b)
-    along = sum((a * mg.tensor(v)).sum() for a, v in zip(first, vectors, strict=True))
+    along = sum((a * leaf(v, device).detach()).sum() for a, v in zip(first, vectors, strict=True))
     along_in_torch = sum((a * torch.tensor(v)).sum() for a, v in zip(first_of_torch, vectors, strict=True))
     second = mg.grad(along, mine, allow_unused=True)
     second_of_torch = torch.autograd.grad(along_in_torch, other, allow_unused=True)

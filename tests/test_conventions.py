@@ -14,6 +14,8 @@ from minigrad._differences import derivative
 from minigrad.ops.conventions import CONVENTIONS, apply
 from minigrad.ops.singular import sigma_max
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 ALL = list(CONVENTIONS)
 CASES = [((4, 6), 0), ((6, 4), 0), ((5, 3), 1), ((3, 4, 2, 2), 1), ((1, 5), 0), ((5, 1), 0)]
 

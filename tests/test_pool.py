@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from test_conv import close, leaf, same_to_second_order
 
 import minigrad as mg
+from minigrad.device import kernels
 from minigrad.kernels.cpu import _jit, pool
 from minigrad.ops import pool as ops
 
@@ -17,6 +18,18 @@ CASES = [  # space, kernel, stride, padding
     ((4, 4), (2, 2), (3, 3), (1, 1)),
     ((3, 4, 2), (2, 2, 2), (1, 2, 1), (0, 1, 0)),
 ]
+
+
+@pytest.fixture
+def run(device):
+    """`run(name, *arguments)` of a kernel of the device, from and to NumPy."""
+    k = kernels(device)
+
+    def call(name, *args):
+        made = getattr(k, name)(*(k.from_host(a) if isinstance(a, np.ndarray) else a for a in args))
+        return tuple(map(k.to_host, made)) if isinstance(made, tuple) else k.to_host(made)
+
+    return call
 
 
 def windows(space, kernel, stride, padding):
@@ -29,30 +42,30 @@ def windows(space, kernel, stride, padding):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_max_pool_against_loops(case):
+def test_max_pool_against_loops(case, run):
     """Few distinct values, so that there are ties: the first one counts."""
     x = np.random.default_rng(0).integers(-2, 3, (2, 3, *case[0])).astype(np.float64)
     before = x.copy()
-    values, indices = pool.max_pool(x, *case[1:])
+    values, indices = run("max_pool", x, *case[1:])
     for n, c in np.ndindex(2, 3):
         for o, pixels in windows(*case):
             best = max(pixels, key=lambda at: x[n, c, *at])
             assert values[n, c, *o] == x[n, c, *best]
             assert indices[n, c, *o] == np.ravel_multi_index(best, case[0])
     assert indices.dtype == np.int64 and (x == before).all()
-    assert (pool.pool_gather(x, indices) == values).all()
+    assert (run("pool_gather", x, indices) == values).all()
     g = np.random.default_rng(1).standard_normal(values.shape)
     spread = np.zeros((2, 3, int(np.prod(case[0]))))
     for n, c in np.ndindex(2, 3):
         np.add.at(spread[n, c], indices[n, c].ravel(), g[n, c].ravel())
-    close(pool.pool_scatter(g, indices, case[0]), spread.reshape(x.shape))
+    close(run("pool_scatter", g, indices, case[0], case[1:]), spread.reshape(x.shape))
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
 @pytest.mark.parametrize("case", CASES)
-def test_avg_pool_against_loops(case, count_include_pad):
+def test_avg_pool_against_loops(case, count_include_pad, run):
     x = np.random.default_rng(0).standard_normal((2, 3, *case[0]))
-    out = pool.avg_pool(x, *case[1:], count_include_pad)
+    out = run("avg_pool", x, *case[1:], count_include_pad)
     g = np.random.default_rng(1).standard_normal(out.shape)
     spread = np.zeros_like(x)
     for o, pixels in windows(*case):
@@ -60,18 +73,18 @@ def test_avg_pool_against_loops(case, count_include_pad):
         close(out[:, :, *o], sum(x[:, :, *at] for at in pixels) / count)
         for at in pixels:
             spread[:, :, *at] += g[:, :, *o] / count
-    close(pool.avg_pool_grad(g, case[0], *case[1:], count_include_pad), spread)
+    close(run("avg_pool_grad", g, case[0], *case[1:], count_include_pad), spread)
 
 
 @pytest.mark.parametrize(("space", "scale"), [((3,), (2,)), ((2, 3), (3, 1)), ((2, 1, 2), (1, 2, 3))])
-def test_upsampling_against_repeat(space, scale):
+def test_upsampling_against_repeat(space, scale, run):
     x = np.random.default_rng(0).standard_normal((2, 3, *space))
     repeated = x
     for axis, factor in enumerate(scale, 2):
         repeated = np.repeat(repeated, factor, axis)
-    assert (pool.upsample_nearest(x, scale) == repeated).all()
+    assert (run("upsample_nearest", x, scale) == repeated).all()
     g = np.random.default_rng(1).standard_normal(repeated.shape)
-    adjoint = pool.upsample_nearest_grad(g, scale)
+    adjoint = run("upsample_nearest_grad", g, scale)
     assert adjoint.shape == x.shape
     assert (adjoint * x).sum() == pytest.approx((g * repeated).sum(), rel=1e-12)
 
@@ -92,41 +105,80 @@ def upstream(shape, seed):
 
 @settings(max_examples=40, deadline=None)
 @given(poolings(), st.integers(0, 99))
-def test_max_pool_against_torch(case, seed):
+def test_max_pool_against_torch(device, case, seed):
     functional = pytest.importorskip("torch").nn.functional
     space, *how = case
     x = np.random.default_rng(seed).standard_normal((2, 3, *space))
     ours, theirs = (getattr(where, f"max_pool{len(space)}d") for where in (ops, functional))
     g = upstream(ours(mg.tensor(x), *how).shape, seed)
-    same_to_second_order(lambda x: ours(x, *how), lambda x: theirs(x, *how), (x,), g)
+    same_to_second_order(lambda x: ours(x, *how), lambda x: theirs(x, *how), (x,), g, device)
 
 
 @settings(max_examples=40, deadline=None)
 @given(poolings(), st.booleans(), st.integers(0, 99))
-def test_avg_pool_against_torch(case, count, seed):
+def test_avg_pool_against_torch(device, case, count, seed):
     functional = pytest.importorskip("torch").nn.functional
     space, *how = case
     x = np.random.default_rng(seed).standard_normal((2, 3, *space))
     ours, theirs = (getattr(where, f"avg_pool{len(space)}d") for where in (ops, functional))
     g = upstream(ours(mg.tensor(x), *how).shape, seed)
     same_to_second_order(
-        lambda x: ours(x, *how, count_include_pad=count), lambda x: theirs(x, *how, count_include_pad=count), (x,), g
+        lambda x: ours(x, *how, count_include_pad=count),
+        lambda x: theirs(x, *how, count_include_pad=count),
+        (x,),
+        g,
+        device,
     )
 
 
 @pytest.mark.parametrize("scale", [1, 2, (3, 2)])
-def test_upsample_against_torch(scale):
+def test_upsample_against_torch(scale, device):
     functional = pytest.importorskip("torch").nn.functional
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5))
     g = upstream(ops.upsample(mg.tensor(x), scale).shape, 0)
     same_to_second_order(
-        lambda x: ops.upsample(x, scale), lambda x: functional.interpolate(x, scale_factor=scale), (x,), g
+        lambda x: ops.upsample(x, scale), lambda x: functional.interpolate(x, scale_factor=scale), (x,), g, device
     )
 
 
-def test_max_pool_to_third_order():
+DERIVED = {
+    "max": lambda x: ops.max_pool2d(x, (3, 2), (2, 1), (1, 0)),
+    "average": lambda x: ops.avg_pool2d(x, 2, (1, 2), 1),
+    "average, padding uncounted": lambda x: ops.avg_pool2d(x, (3, 2), (2, 1), (1, 0), count_include_pad=False),
+    "upsampling": lambda x: ops.upsample(x, (1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derivatives_are_slopes(name, device):
+    """Squared, as pooling alone has no second derivative to speak of."""
+    x = mg.tensor(np.random.default_rng(3).standard_normal((1, 2, 4, 3)), device=device, requires_grad=True)
+    assert mg.gradcheck(lambda x: DERIVED[name](x) ** 2, x) and mg.gradgradcheck(lambda x: DERIVED[name](x) ** 2, x)
+
+
+def test_the_same_bits_every_time(run):
+    x, how = np.random.default_rng(4).standard_normal((2, 3, 7, 6)).astype(np.float32), ((3, 3), (1, 2), (1, 1))
+
+    def results():
+        values, indices = run("max_pool", x, *how)
+        yield from (values, indices, run("pool_scatter", values, indices, x.shape[2:], how))
+        yield from (run("avg_pool", x, *how, False), run("avg_pool_grad", values, x.shape[2:], *how, True))
+        yield run("upsample_nearest_grad", x, (7, 3))
+
+    for first, again in zip(results(), results(), strict=True):
+        assert first.tobytes() == again.tobytes()
+
+
+def test_no_images_and_no_channels(device):
+    for shape in ((0, 3, 4, 4), (2, 0, 4, 4)):
+        x = mg.zeros(*shape, device=device, requires_grad=True)
+        for y in (ops.max_pool2d(x, 2), ops.avg_pool2d(x, 2), ops.upsample(x, 2)):
+            assert y.shape[:2] == shape[:2] and mg.grad(y.sum(), x)[0].shape == shape
+
+
+def test_max_pool_to_third_order(device):
     """With the maxima m: f = ∂/∂x Σ m³ = 3m², ∂/∂x Σ f² = 36m³, and 108m² after that; each at the maxima alone."""
-    x = leaf(np.array([[[1.0, 3.0, 2.0, -1.0]]]))
+    x = leaf(np.array([[[1.0, 3.0, 2.0, -1.0]]]), device)
     (first,) = mg.grad((ops.max_pool1d(x, 2) ** 3).sum(), x, create_graph=True)
     (second,) = mg.grad((first**2).sum(), x, create_graph=True)
     (third,) = mg.grad(second.sum(), x)
@@ -135,51 +187,63 @@ def test_max_pool_to_third_order():
     assert third.tolist() == [[[0.0, 108 * 9.0, 108 * 4.0, 0.0]]]
 
 
-def test_nan_wins_and_minus_infinity_has_a_place():
+def test_nan_wins_and_minus_infinity_has_a_place(run):
     x = np.array([[[1.0, np.nan, 5.0, 2.0, -np.inf, -np.inf]]])
-    values, indices = pool.max_pool(x, (2,), (2,), (0,))
+    values, indices = run("max_pool", x, (2,), (2,), (0,))
     np.testing.assert_array_equal(values, [[[np.nan, 5.0, -np.inf]]])
     assert indices.tolist() == [[[1, 2, 4]]]
-    assert np.isnan(pool.avg_pool(x, (2,), (2,), (0,), True)[0, 0]).tolist() == [True, False, False]
+    assert np.isnan(run("avg_pool", x, (2,), (2,), (0,), True)[0, 0]).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_dtypes_keep_their_precision(dtype):
+def test_dtypes_keep_their_precision(dtype, run):
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(dtype)
     epsilon = np.finfo(dtype).eps
-    values, _ = pool.max_pool(x, (2, 2), (2, 2), (0, 0))
-    exact, _ = pool.max_pool(x.astype(np.float64), (2, 2), (2, 2), (0, 0))
+    values, _ = run("max_pool", x, (2, 2), (2, 2), (0, 0))
+    exact, _ = run("max_pool", x.astype(np.float64), (2, 2), (2, 2), (0, 0))
     assert values.dtype == dtype and (values == exact).all()
     every = (
-        lambda x: pool.avg_pool(x, (3, 3), (1, 1), (1, 1), False),
-        lambda x: pool.avg_pool_grad(x, (8, 8), (3, 3), (1, 1), (1, 1), False),
-        lambda x: pool.upsample_nearest_grad(x, (4, 4)),
+        lambda x: run("avg_pool", x, (3, 3), (1, 1), (1, 1), False),
+        lambda x: run("avg_pool_grad", x, (8, 8), (3, 3), (1, 1), (1, 1), False),
+        lambda x: run("upsample_nearest_grad", x, (4, 4)),
     )
     for f in every:
         ours = f(x)
         assert ours.dtype == dtype
         assert (np.abs(ours - f(x.astype(np.float64))) <= 4 * epsilon * f(np.abs(x.astype(np.float64)))).all()
     many = np.full((1, 1, 64, 64), 0.1, dtype)
-    assert (pool.avg_pool(many, (64, 64), (1, 1), (0, 0), True) == dtype(0.1)).all()
+    assert (run("avg_pool", many, (64, 64), (1, 1), (0, 0), True) == dtype(0.1)).all()
     big = np.full((1, 1, 4), 6e4, np.float16)
-    assert np.isinf(pool.upsample_nearest_grad(big, (4,))).all()
+    assert np.isinf(run("upsample_nearest_grad", big, (4,))).all()
 
 
-def test_strided_and_read_only_inputs():
-    x = np.random.default_rng(0).standard_normal((4, 2, 4, 6)).transpose(1, 0, 3, 2)[:, ::2]
-    x.flags.writeable = False
-    here = np.ascontiguousarray(x)
+def test_strided_and_read_only_inputs(device):
+    k = kernels(device)
+    whole = mg.tensor(np.random.default_rng(0).standard_normal((4, 2, 6, 4)), device=device)
+    x = whole.permute(1, 0, 3, 2)[:, ::2].data
+    here = k.copy(x)
+    if device == "cpu":
+        x.flags.writeable = False
     windows = (2, 2), (2, 2), (0, 0)
-    (values, indices), (expected, at) = pool.max_pool(x, *windows), pool.max_pool(here, *windows)
-    assert (values == expected).all() and (indices == at).all()
-    back = values.transpose(0, 1, 3, 2), indices.transpose(0, 1, 3, 2)
-    assert (pool.pool_gather(x, back[1]) == back[0]).all()
-    assert (pool.pool_scatter(*back, (6, 4)) == pool.pool_scatter(*map(np.ascontiguousarray, back), (6, 4))).all()
-    assert (pool.avg_pool(x, *windows, True) == pool.avg_pool(here, *windows, True)).all()
-    assert (pool.upsample_nearest(x, (2, 1)) == pool.upsample_nearest(here, (2, 1))).all()
+
+    def same(ours, theirs):
+        np.testing.assert_array_equal(k.to_host(ours), k.to_host(theirs))
+
+    (values, indices), (expected, at) = k.max_pool(x, *windows), k.max_pool(here, *windows)
+    same(values, expected), same(indices, at)
+    back, places = (k.permute(a, (0, 1, 3, 2)) for a in (values, indices))
+    same(k.pool_gather(x, places), back)
+    same(k.pool_scatter(back, places, (6, 4), windows), k.pool_scatter(k.copy(back), k.copy(places), (6, 4), windows))
+    for count in (True, False):
+        same(k.avg_pool(x, *windows, count), k.avg_pool(here, *windows, count))
+        same(k.avg_pool_grad(back, (6, 4), *windows, count), k.avg_pool_grad(k.copy(back), (6, 4), *windows, count))
+    same(k.upsample_nearest(x, (2, 1)), k.upsample_nearest(here, (2, 1)))
+    same(k.upsample_nearest_grad(x, (2, 1)), k.upsample_nearest_grad(here, (2, 1)))
 
 
-def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch):
+def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch, device):
+    if device != "cpu":
+        pytest.skip("two variants of one kernel are the CPU's")
     x = np.random.default_rng(0).standard_normal((6, 11, 32, 33)).astype(np.float32)
     windows = (3, 3), (2, 2), (1, 1)
 
@@ -187,7 +251,7 @@ def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch):
         values, indices = pool.max_pool(x, *windows)
         yield values
         yield indices
-        yield pool.pool_scatter(values, indices, x.shape[2:])
+        yield pool.pool_scatter(values, indices, x.shape[2:], windows)
         yield pool.avg_pool(x, *windows, False)
         yield pool.avg_pool_grad(values, x.shape[2:], *windows, True)
 
@@ -197,8 +261,8 @@ def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch):
         assert (ours == then).all()
 
 
-def test_one_image_without_a_batch():
-    x = mg.tensor(np.random.default_rng(0).standard_normal((3, 4, 6)))
+def test_one_image_without_a_batch(device):
+    x = mg.tensor(np.random.default_rng(0).standard_normal((3, 4, 6)), device=device)
     assert ops.max_pool2d(x, 2).shape == ops.avg_pool2d(x, 2).shape == (3, 2, 3)
 
 

@@ -13,6 +13,8 @@ from minigrad._differences import derivative
 from minigrad.nn.utils import remove_spectral_norm, spectral_norm
 from minigrad.ops.conventions import CONVENTIONS
 
+pytestmark = pytest.mark.usefixtures("on_device")
+
 RANDOM = np.random.default_rng(7)
 Q = np.linalg.qr(RANDOM.standard_normal((5, 5)))[0]
 WEIGHTS = {
@@ -192,12 +194,12 @@ def test_from_the_smallest_norms_to_the_largest_in_float32(gradient, order, c):
 
 @pytest.mark.parametrize("gradient", ["fixed_uv", "detached", "straight_through", "elementwise", "unrolled"])
 @pytest.mark.parametrize("make", [lambda: mg.nn.Linear(6, 4), lambda: mg.nn.Conv2d(6, 4, 1)])
-def test_powers_of_two_change_no_bit(make, gradient):
+def test_powers_of_two_change_no_bit(make, gradient, device):
     """f(2ᵏW) for 2ᵏ from 1e-12 to 1e12 in float32: a layer's outputs, u, v and gradient, over training steps."""
     results = []
     for k in range(-40, 41, 8):
         mg.manual_seed(3)
-        layer = make()
+        layer = make().to(device)
         with mg.no_grad():
             layer.weight.copy_(layer.weight * 2.0**k)
         spectral_norm(layer, gradient=gradient, order="vu", n_init_iterations=1)

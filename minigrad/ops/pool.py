@@ -14,20 +14,21 @@ from minigrad.ops import _arguments as arguments
 from minigrad.ops.conv import Extents, IntOrTuple, extents
 from minigrad.ops.shape import squeeze, unsqueeze
 
+Windows = tuple[Extents, Extents, Extents]  # kernel, stride, padding
 
 @primitive()
-def _max_pool(k: Any, x: Any, *, kernel: Extents, stride: Extents, padding: Extents) -> Any:
-    return k.max_pool(x, kernel, stride, padding)
+def _max_pool(k: Any, x: Any, *, windows: Windows) -> Any:
+    return k.max_pool(x, *windows)
 
 
 @primitive()
-def _pool_gather(k: Any, x: Any, indices: Any) -> Any:
+def _pool_gather(k: Any, x: Any, indices: Any, *, windows: Windows) -> Any:
     return k.pool_gather(x, indices)
 
 
 @primitive()
-def _pool_scatter(k: Any, y: Any, indices: Any, *, input_shape: Extents) -> Any:
-    return k.pool_scatter(y, indices, input_shape)
+def _pool_scatter(k: Any, y: Any, indices: Any, *, input_shape: Extents, windows: Windows) -> Any:
+    return k.pool_scatter(y, indices, input_shape, windows)
 
 
 @primitive()
@@ -50,9 +51,11 @@ def _upsample_nearest_grad(k: Any, y: Any, *, scale: Extents) -> Any:
     return k.upsample_nearest_grad(y, scale)
 
 
-_max_pool.vjp(x=lambda g, aux, x_shape: _pool_scatter(g, aux[0], input_shape=x_shape[2:]))
-_pool_gather.vjp(x=lambda g, indices, x_shape: _pool_scatter(g, indices, input_shape=x_shape[2:]))
-_pool_scatter.vjp(y=lambda g, indices: _pool_gather(g, indices))
+_max_pool.vjp(x=lambda g, aux, x_shape, windows: _pool_scatter(g, aux[0], input_shape=x_shape[2:], windows=windows))
+_pool_gather.vjp(
+    x=lambda g, indices, x_shape, windows: _pool_scatter(g, indices, input_shape=x_shape[2:], windows=windows)
+)
+_pool_scatter.vjp(y=lambda g, indices, windows: _pool_gather(g, indices, windows=windows))
 _avg_pool.vjp(x=lambda g, x_shape, windows: _avg_pool_grad(g, input_shape=x_shape[2:], windows=windows))
 _avg_pool_grad.vjp(y=lambda g, windows: _avg_pool(g, windows=windows))
 _upsample_nearest.vjp(x=lambda g, scale: _upsample_nearest_grad(g, scale=scale))
@@ -145,8 +148,7 @@ def _max_pooling(n: int, x: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple 
     name = f"max_pool{n}d"
     if arguments.tensor(name, x).ndim == n + 1:
         return squeeze(_max_pooling(n, unsqueeze(x, 0), kernel_size, stride, padding), 0)
-    kernel, stride, padding = _windows(name, n, x, kernel_size, stride, padding)
-    values, _ = _max_pool(x, kernel=kernel, stride=stride, padding=padding)
+    values, _ = _max_pool(x, windows=_windows(name, n, x, kernel_size, stride, padding))
     return values
 
 
@@ -163,7 +165,7 @@ def _avg_pooling(
 
 def _windows(
     name: str, n: int, x: Tensor, kernel_size: IntOrTuple, stride: IntOrTuple | None, padding: IntOrTuple
-) -> tuple[Extents, Extents, Extents]:
+) -> Windows:
     """Kernel, stride and padding, one int per dimension, checked against x."""
     _check(name, n, x)
     kernel = extents(name, "kernel_size", kernel_size, n, 1)

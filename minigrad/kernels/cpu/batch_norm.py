@@ -82,6 +82,7 @@ def _project(g: Array, x: Array, mean: Array, scale: Array, total: Array, slope:
                 out[i, c, j] = scale[c] * (g[i, c, j] - total[c] - (x[i, c, j] - mean[c]) * slope[c])
 
 
+@np.errstate(all="ignore")
 def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(x − mean) / √(var + eps) · weight + bias for x (N, C, …), and mean and var (C,) in float64."""
     flat = _flat(x)
@@ -93,6 +94,7 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     return _like(x, out), mean, var
 
 
+@np.errstate(all="ignore")
 def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float) -> Array:
     """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel."""
     flat_g, flat, rstd = _flat(g), _flat(x), _rstd(var, eps)
@@ -104,6 +106,7 @@ def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array,
     return _like(x, out)
 
 
+@np.errstate(all="ignore")
 def batch_norm_weight_grad(g: Array, x: Array, mean: Array, var: Array, eps: float) -> Array:
     """Σ g x̂ over each channel."""
     total, along = np.empty((2, x.shape[1]))
@@ -122,8 +125,7 @@ def _like(x: Array, flat: Array) -> Array:
 
 
 def _rstd(var: Array, eps: float) -> Array:
-    with np.errstate(all="ignore"):
-        return np.asarray(1 / np.sqrt(var + eps))
+    return np.asarray(1 / np.sqrt(var + eps))
 
 
 def _channels(x: Array | None, default: float) -> Any:

@@ -84,13 +84,16 @@ def max_pool(x: Any, kernel: Extents, stride: Extents, padding: Extents) -> tupl
 
 def pool_gather(x: Any, indices: Any) -> Any:
     """out[n, c, p] = x[n, c, indices[n, c, p]], with flat indices into each plane."""
-    planes = x.reshape(*x.shape[:2], -1)
-    return np.take_along_axis(planes, indices.reshape(*x.shape[:2], -1), 2).reshape(indices.shape)
+    planes, places = (a.reshape(*a.shape[:2], math.prod(a.shape[2:])) for a in (x, indices))
+    return np.take_along_axis(planes, places, 2).reshape(indices.shape)
 
 
 @np.errstate(all="ignore")
-def pool_scatter(g: Any, indices: Any, input_shape: Extents) -> Any:
-    """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index."""
+def pool_scatter(g: Any, indices: Any, input_shape: Extents, windows: tuple[Extents, Extents, Extents]) -> Any:
+    """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index.
+
+    `windows` (kernel, stride, padding) say which g may belong to a pixel, for devices where each pixel looks for them.
+    """
     planes = _planes(g)
     out = np.zeros((len(planes), math.prod(input_shape)), planes.dtype)
     _scatter(out, planes, np.ascontiguousarray(indices).reshape(planes.shape))
@@ -127,7 +130,7 @@ def upsample_nearest_grad(g: Any, scale: Extents) -> Any:
 def _planes(x: Any) -> Any:
     """(N, C, *S) → (N·C, S), in a dtype that can be computed in."""
     dtype = np.float32 if x.dtype == np.float16 else x.dtype
-    return np.ascontiguousarray(x, dtype).reshape(x.shape[0] * x.shape[1], -1)
+    return np.ascontiguousarray(x, dtype).reshape(x.shape[0] * x.shape[1], math.prod(x.shape[2:]))
 
 
 def _divisors(windows: Any, count_include_pad: bool) -> Any:

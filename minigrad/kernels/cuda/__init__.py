@@ -2,6 +2,8 @@
 
 from minigrad.kernels.cuda._numba import problem as problem
 from minigrad.kernels.cuda.array import *
+from minigrad.kernels.cuda.batch_norm import *
+from minigrad.kernels.cuda.conv import *
 from minigrad.kernels.cuda.elementwise import *
 from minigrad.kernels.cuda.exchange import (
     dlpack as dlpack,
@@ -12,6 +14,7 @@ from minigrad.kernels.cuda.exchange import (
 )
 from minigrad.kernels.cuda.graph import new_recording as new_recording, recorded_update as recorded_update
 from minigrad.kernels.cuda.index import *
+from minigrad.kernels.cuda.matmul import *
 from minigrad.kernels.cuda.memory import (
     empty_cache as empty_cache,
     memory_allocated as memory_allocated,
@@ -19,6 +22,7 @@ from minigrad.kernels.cuda.memory import (
     synchronize as synchronize,
 )
 from minigrad.kernels.cuda.optim import *
+from minigrad.kernels.cuda.pool import *
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *
 from minigrad.kernels.cuda.shape import *

@@ -69,7 +69,7 @@ else:
     def address_of(flat: Any) -> int:
         return int(flat.device_ctypes_pointer.value)
 
-    @intrinsic
+    @intrinsic  # type: ignore[untyped-decorator]
     def array_at(context: Any, address: Any, size: Any, like: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             array = context.make_array(signature.return_type)(context, builder, value=arguments[2])

@@ -119,7 +119,6 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
     Each of its threads has so many columns and the block so many rows at once, of the `count` that it works through.
     z is in units of t, a power of two that grows as larger t come in.
     """
-
     name = f"{dtype}x{columns}x{rows}"
 
     @kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4", name=name, threads=_MOST_WARPS * _WARP, T=(dtype,))
@@ -164,7 +163,7 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
                     total += sums[turn, r, other]
                 row = np.uint32(i + np.uint32(r))
                 ts[r] = total if row < last else zero
-                if thread == np.uint32(r) and row < last:
+                if thread == np.uint32(0) and row < last:
                     t[row] = total
                 size = abs(ts[r])
                 if size > largest and size - size == zero:
@@ -317,8 +316,9 @@ def _finish(
     t_unit, t_square = norm_of(t_units, t_squares, t_count)
     z_unit, z_square = norm_of(z_units, z_squares, z_count)
     t_norm, z_norm = math.sqrt(t_square), math.sqrt(z_square)
-    turns = t_norm > zero and t_norm - t_norm == zero and z_norm > zero and z_norm - z_norm == zero
-    size = z_unit * (z_norm / t_norm) if t_norm > zero else t_unit * t_norm
+    directed = t_norm > zero and t_norm - t_norm == zero
+    turns = directed and z_norm > zero and z_norm - z_norm == zero
+    size = z_unit * (z_norm / t_norm) if directed else t_unit * t_norm
     length = min(one, t_unit / size * t_norm / eps)  # of the first vector; less than 1 where the clamp bites
     other = min(one, length / eps)
     here, step = np.uint32(cuda.grid(1)), np.uint32(cuda.gridsize(1))
@@ -381,7 +381,7 @@ def columns_first(w: Array, extents: Shape, x: Array) -> tuple[Product, Product]
 
 
 def rows_first(w: Array, extents: Shape, x: Array) -> tuple[Product, Product]:
-    """t = Mx and z = Mᵀt, in units of t: in one pass over W if a block can hold a row, else in two."""
+    """t = Mx and z = Mᵀt, in units of t: in one pass over W if a block can hold a row (8192 columns), else in two."""
     a, m, b = extents
     n = a * b
     columns = min((k for k in _HOLD[w.dtype] if n <= k * _WARP * _MOST_WARPS), default=0)

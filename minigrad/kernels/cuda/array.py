@@ -143,6 +143,11 @@ def geometry(shape: Shape, *operands: Shape) -> Any:
     out, its extent and its three strides. No dimensions: element i is at place i in all of them. Places count from the
     lowest element (`Array.flat`), and negative strides work as sums wrap at 2³².
     """
+    return constant(geometry_table(shape, *operands))
+
+
+def geometry_table(shape: Shape, *operands: Shape) -> Host:
+    """The same on the host, to become part of a larger table."""
     operands += ((0,) * len(shape),) * (3 - len(operands))
     runs = merged(shape, list(operands))
     table = np.zeros(4 + 4 * len(runs), np.int64)
@@ -150,7 +155,7 @@ def geometry(shape: Shape, *operands: Shape) -> Any:
     for place, (n, steps) in zip(range(4 * len(runs), 0, -4), runs, strict=True):
         table[place : place + 4] = n, *steps
         table[1:4] += [-(n - 1) * min(s, 0) for s in steps]
-    return constant(table.astype(np.uint32))
+    return table.astype(np.uint32)
 
 
 @functools.cache

@@ -1,0 +1,201 @@
+"""Batch normalization in three launches, and three for each gradient: elements in x's dtype, channels in float64.
+
+All that is asked of a channel are two sums, Σ a and Σ a (x − x₀), with its first element x₀ in the place of the mean:
+a = x − x₀ gives the statistics in one reading of x, a = g the gradients. Blocks sum pieces of a channel and carry the
+rounding errors of sums and products along, so that it costs few digits if x₀ is far from the mean, which it is by √n
+standard deviations at most (Samuelson's inequality). A thread for each channel adds the pieces up.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cuda._numba import SIMULATED, cuda
+from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
+from minigrad.kernels.cuda.elementwise import _wide
+from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, kernel
+from minigrad.kernels.cuda.reduce import _settled, _two_sum
+
+_PIECE = 2 * BLOCK if SIMULATED else 16 * BLOCK  # elements of a channel for a block, at least
+_MOST_PIECES = 3 if SIMULATED else 128
+
+
+@kernel("T[] T[] T[] ? u4 u4 u4 u4 u4", T=FLOATS)
+def _moments(
+    sums: Any, g: Any, x: Any, centred: Any, channels: Any, length: Any, n: Any, width: Any, pieces: Any
+) -> None:
+    """Σ a and Σ a (x − x₀) of a piece of a channel, each in two numbers; a is x − x₀ if `centred`, else g."""
+    cells = cuda.shared.array((4, BLOCK), x.dtype)
+    job, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
+    channel = np.uint32(job // pieces)
+    start = np.uint32(np.uint32(job - np.uint32(channel * pieces)) * width)
+    first, last = np.uint32(start + thread), min(np.uint32(start + width), n)
+    image, pixel = np.uint32(first // length), np.uint32(first % length)
+    images, pixels = np.uint32(np.uint32(BLOCK) // length), np.uint32(np.uint32(BLOCK) % length)
+    origin, zero = x[np.uint32(channel * length)], x.dtype.type(0)
+    total, rest, along, along_rest = zero, zero, zero, zero
+    for _ in range(first, last, np.uint32(BLOCK)):
+        at = np.uint32(np.uint32(np.uint32(np.uint32(image * channels) + channel) * length) + pixel)
+        shifted = x[at] - origin
+        a = shifted if centred else g[at]
+        product = a * shifted
+        total, rest = _two_sum(total, rest, a, zero)
+        along, along_rest = _two_sum(along, along_rest, product, cuda.fma(a, shifted, -product))
+        image, pixel = np.uint32(image + images), np.uint32(pixel + pixels)
+        if pixel >= length:
+            image, pixel = np.uint32(image + np.uint32(1)), np.uint32(pixel - length)
+    cells[0, thread], cells[1, thread], cells[2, thread], cells[3, thread] = total, rest, along, along_rest
+    half = np.uint32(BLOCK // 2)
+    while half > np.uint32(0):
+        cuda.syncthreads()
+        if thread < half:
+            other = np.uint32(thread + half)
+            total, rest = _two_sum(cells[0, thread], cells[1, thread], cells[0, other], cells[1, other])
+            along, along_rest = _two_sum(cells[2, thread], cells[3, thread], cells[2, other], cells[3, other])
+            cells[0, thread], cells[1, thread], cells[2, thread], cells[3, thread] = total, rest, along, along_rest
+        half = np.uint32(half >> np.uint32(1))
+    cuda.syncthreads()
+    for k in range(thread, np.uint32(4), np.uint32(BLOCK)):
+        sums[np.uint32(np.uint32(job * np.uint32(4)) + np.uint32(k))] = cells[k, 0]
+
+
+@helper
+def _added(sums: Any, channel: Any, pieces: Any) -> tuple[Any, Any]:
+    """The two sums over a whole channel."""
+    total, along = np.float64(0), np.float64(0)
+    for piece in range(pieces):
+        a = np.uint32(np.uint32(np.uint32(channel * pieces) + np.uint32(piece)) * np.uint32(4))
+        b, c, d = np.uint32(a + np.uint32(1)), np.uint32(a + np.uint32(2)), np.uint32(a + np.uint32(3))
+        total += _settled(np.float64(sums[a]), np.float64(sums[b]))
+        along += _settled(np.float64(sums[c]), np.float64(sums[d]))
+    return total, along
+
+
+@helper
+def _set(table: Any, channel: Any, of_g: Any, of_x: Any, mean: Any, constant: Any) -> None:
+    """What `_combine` needs for of_g · g + of_x · (x − mean) + constant; the mean's rounding goes to the constant."""
+    at = np.uint32(channel * np.uint32(4))
+    table[at], table[np.uint32(at + np.uint32(1))], table[np.uint32(at + np.uint32(2))] = of_g, of_x, mean
+    rounded = np.float64(table[np.uint32(at + np.uint32(2))])
+    table[np.uint32(at + np.uint32(3))] = constant - of_x * (mean - rounded)
+
+
+@kernel("u4 f8[] f8[] T[] T[] T[] T[] ? T[] ? f8 u4 u4 u4", T=FLOATS)
+def _statistics(
+    channels: Any, mean: Any, var: Any, table: Any, sums: Any, x: Any, weight: Any, weighted: Any, bias: Any,
+    biased: Any, eps: Any, length: Any, n: Any, pieces: Any,
+) -> None:  # fmt: skip
+    for c in range(np.uint32(cuda.grid(1)), channels, np.uint32(cuda.gridsize(1))):
+        total, along = _added(sums, np.uint32(c), pieces)
+        shift = total / np.float64(n)
+        spread = along / np.float64(n) - shift * shift
+        if spread < np.float64(0):  # by rounding
+            spread = np.float64(0)
+        mean[c], var[c] = np.float64(x[np.uint32(np.uint32(c) * length)]) + shift, spread
+        scale = np.float64(1) / math.sqrt(spread + eps)
+        if weighted:
+            scale *= np.float64(weight[c])
+        _set(table, np.uint32(c), np.float64(0), scale, mean[c], np.float64(bias[c]) if biased else np.float64(0))
+
+
+@kernel("u4 T[] T[] T[] T[] ? f8[] f8[] f8 u4 u4 u4", T=FLOATS)
+def _projection(
+    channels: Any, table: Any, sums: Any, x: Any, weight: Any, weighted: Any, mean: Any, var: Any, eps: Any,
+    length: Any, n: Any, pieces: Any,
+) -> None:  # fmt: skip
+    """weight · rstd · (g − ⟨g⟩ − (x − mean) rstd² ⟨g (x − mean)⟩) for `_combine`."""
+    for c in range(np.uint32(cuda.grid(1)), channels, np.uint32(cuda.gridsize(1))):
+        total, along = _added(sums, np.uint32(c), pieces)
+        along -= total * (mean[c] - np.float64(x[np.uint32(np.uint32(c) * length)]))
+        rstd = np.float64(1) / math.sqrt(var[c] + eps)
+        scale = rstd * np.float64(weight[c]) if weighted else rstd
+        slope = -scale * rstd * rstd * along / np.float64(n)
+        _set(table, np.uint32(c), scale, slope, mean[c], -scale * total / np.float64(n))
+
+
+@kernel("u4 T[] T[] T[] f8[] f8[] f8 u4 u4", T=FLOATS)
+def _along(
+    channels: Any, out: Any, sums: Any, x: Any, mean: Any, var: Any, eps: Any, length: Any, pieces: Any
+) -> None:
+    """Σ g x̂."""
+    for c in range(np.uint32(cuda.grid(1)), channels, np.uint32(cuda.gridsize(1))):
+        total, along = _added(sums, np.uint32(c), pieces)
+        along -= total * (mean[c] - np.float64(x[np.uint32(np.uint32(c) * length)]))
+        out[c] = along / math.sqrt(var[c] + eps)
+
+
+@kernel("u4 T[] T[] T[] T[] u4 u4", T=FLOATS)
+def _combine(size: Any, out: Any, g: Any, x: Any, table: Any, channels: Any, length: Any) -> None:
+    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        at = np.uint32(np.uint32(np.uint32(np.uint32(i) // length) % channels) * np.uint32(4))
+        of_g, of_x = table[at], table[np.uint32(at + np.uint32(1))]
+        mean, constant = table[np.uint32(at + np.uint32(2))], table[np.uint32(at + np.uint32(3))]
+        out[i] = of_g * g[i] + of_x * (x[i] - mean) + constant
+
+
+def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
+    """(x − mean) / √(var + eps) · weight + bias for x (N, C, …), and mean and var (C,) in float64."""
+    flat = _flat(x)
+    channels, length, n = _extents(flat)
+    sums, pieces = _sums(flat, flat, True)
+    mean, var, table = empty((channels,), np.float64), empty((channels,), np.float64), empty((channels, 4), flat.dtype)
+    of_channels = *_or(weight, flat), *_or(bias, flat)
+    _statistics.each(channels, mean, var, table, sums, flat, *of_channels, eps, length, n, pieces)
+    return _combined(flat, flat, table, x), mean, var
+
+
+def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float) -> Array:
+    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel."""
+    flat_g, flat = _flat(g), _flat(x)
+    channels, length, n = _extents(flat)
+    sums, pieces = _sums(flat_g, flat, False)
+    table = empty((channels, 4), flat.dtype)
+    _projection.each(channels, table, sums, flat, *_or(weight, flat), mean, var, eps, length, n, pieces)
+    return _combined(flat_g, flat, table, x)
+
+
+def batch_norm_weight_grad(g: Array, x: Array, mean: Array, var: Array, eps: float) -> Array:
+    """Σ g x̂ over each channel."""
+    flat = _flat(x)
+    channels, length, _ = _extents(flat)
+    sums, pieces = _sums(_flat(g), flat, False)
+    out = empty((channels,), flat.dtype)
+    _along.each(channels, out, sums, flat, mean, var, eps, length, pieces)
+    return cast(out, x.dtype)
+
+
+def _flat(x: Array) -> Array:
+    """(N, C, …) contiguous, in float32 at least."""
+    return contiguous(_wide(x))
+
+
+def _extents(x: Array) -> tuple[int, int, int]:
+    """How many channels, elements in a row of one, and in all of it."""
+    length = math.prod(x.shape[2:])
+    return x.shape[1], length, x.shape[0] * length
+
+
+def _sums(g: Array, x: Array, centred: bool) -> tuple[Array, int]:
+    """What `_moments` leaves, and in how many pieces."""
+    channels, length, n = _extents(x)
+    width = max(_PIECE, -(-n // _MOST_PIECES))
+    pieces = -(-n // width)
+    sums = empty((channels, pieces, 4), x.dtype)
+    if sums.size:
+        _moments[channels * pieces, BLOCK](sums, g, x, centred, channels, length, n, width, pieces)
+    return sums, pieces
+
+
+def _combined(g: Array, x: Array, table: Array, like: Array) -> Array:
+    out = empty(x.shape, x.dtype)
+    channels, length, _ = _extents(x)
+    _combine.each(out.size, out, g, x, table, channels, length)
+    return cast(out, like.dtype)
+
+
+def _or(x: Array | None, stand_in: Array) -> tuple[Array, bool]:
+    """The channels' numbers and True, or False beside any array."""
+    return (stand_in, False) if x is None else (contiguous(_wide(x)), True)
