@@ -38,6 +38,7 @@ class Variant:
         """`parameters`: dtype, and is it an array?, of each."""
         self.name = name
         self.parameters = parameters
+        self._arrays = [array for _, array in parameters]
         self._compiled, self._types = compiled, types
         self._function: Any = None  # asked of the compiler at the first launch
         self._layout = struct.Struct("<" + "".join("7Q" if array else _code(dtype) for dtype, array in parameters))
@@ -52,7 +53,7 @@ class Variant:
             pairs = zip(self.parameters, args, strict=True)
             return [x.flat if array else _scalar(self.name, dtype, x) for (dtype, array), x in pairs]
         words: list[Any] = []
-        for (_, array), x in zip(self.parameters, args, strict=True):
+        for array, x in zip(self._arrays, args, strict=True):
             if array:
                 words += x.words
             else:

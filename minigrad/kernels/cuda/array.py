@@ -24,11 +24,12 @@ Host = np.ndarray[Any, Any]
 class Array:
     """A view: element (i, j, …) is the buffer's element offset + i · strides[0] + j · strides[1] + … of this dtype."""
 
-    __slots__ = ("__dict__", "__weakref__", "buffer", "dtype", "is_view", "offset", "shape", "strides")
+    __slots__ = ("__dict__", "__weakref__", "_words", "buffer", "dtype", "is_view", "offset", "shape", "strides")
 
     def __init__(self, buffer: Any, shape: Shape, strides: Shape, offset: int, dtype: Any, is_view: bool):
         self.buffer, self.shape, self.strides, self.offset, self.dtype = buffer, shape, strides, offset, dtype
         self.is_view = is_view
+        self._words: Shape | None = None
 
     @functools.cached_property
     def size(self) -> int:
@@ -44,28 +45,31 @@ class Array:
             n == 1 or s == t for n, s, t in zip(self.shape, self.strides, row_major(self.shape), strict=True)
         )
 
-    @functools.cached_property
+    @property
     def _lowest(self) -> int:
         """The place of the array's lowest element in its memory."""
-        below = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0) if self.size else 0
-        return self.offset + below
+        if min(self.strides, default=0) >= 0 or not self.size:
+            return self.offset
+        return self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0)
 
     @property
     def flat(self) -> Any:
         """The memory from the array's lowest element on, as a flat device array. Its length may go beyond the array."""
         return self.buffer.block.flat(self.dtype, self._lowest)
 
-    @functools.cached_property
+    @property
     def address(self) -> int:
         """Where `flat` begins."""
-        return int(self.buffer.block.address + self._lowest * self.dtype.itemsize)
+        return self.words[4]
 
-    @functools.cached_property
+    @property
     def words(self) -> Shape:
         """What stands for `flat` among a kernel's arguments: two owners, extent, size of an element, …, stride."""
-        width = self.dtype.itemsize
-        extent = self.buffer.block.size // width - self._lowest
-        return 0, 0, extent, width, self.address, extent, width
+        if self._words is None:
+            block, width, lowest = self.buffer.block, self.dtype.itemsize, self._lowest
+            extent = block.size // width - lowest
+            self._words = 0, 0, extent, width, block.address + lowest * width, extent, width
+        return self._words
 
     def view(self, shape: Shape, strides: Shape, offset: int = 0) -> Array:
         """Another arrangement of the same memory; `offset` from this array's first element."""
