@@ -113,7 +113,7 @@ def check() -> None:
     ]:
         all_kinds[1, 1](n, *given)
         values = driver.seen[-1][3]
-        assert tuple(values[7:12]) + (values[-1],) == taken, values
+        assert (*values[7:12], values[-1]) == taken, values
     for wrong in (2**32, -1):
         try:
             all_kinds[1, 1](n, 0.5, True, wrong, 0, 0, z, 0)

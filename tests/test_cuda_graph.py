@@ -197,6 +197,14 @@ def test_gradients_alone_with_the_optimizer_outside() -> None:
         opt.zero_grad()
 
 
+def test_constants_made_in_the_step() -> None:
+    here = {"device": "cuda"}
+    step = mg.cuda.graph(lambda x: x * mg.arange(3.0, **here) + mg.zeros(3, **here) + mg.eye(3, **here))
+    for i in range(4):
+        x = mg.full((3,), float(i), device="cuda")
+        assert step(x).tolist() == [[1.0, i, 2.0 * i], [0.0, i + 1.0, 2.0 * i], [0.0, i, 2.0 * i + 1]]
+
+
 @pytest.mark.parametrize("gradient", ["fixed_uv", "unrolled", "detached"])
 def test_dense_layers_in_every_convention(gradient: str) -> None:
     def run(captured: bool) -> Any:

@@ -64,13 +64,18 @@ class Variant:
             pairs = zip(self.parameters, args, strict=True)
             return self.pack(tuple(x if array else _scalar(self.name, dtype, x) for (dtype, array), x in pairs))
 
+    def prepare(self) -> None:
+        """Compile, and load onto the device, what has not been."""
+        if self._function is None:
+            self._function = function_of(self._compiled.compile(self._types))
+
     def run(self, grid: Any, block: Any, packed: Any, stream: Any = None) -> None:
         with _lock:
             if SIMULATED:
                 self._compiled[grid, block](*packed)
                 return
             if self._function is None:
-                self._function = function_of(self._compiled.compile(self._types))
+                self.prepare()
             self._memory[:] = packed
             launch(self._function, grid, block, self._parameters_at, handle() if stream is None else stream)
 

@@ -219,6 +219,8 @@ def constant(data: Host) -> Array:
     out = Array(buffer, data.shape, row_major(data.shape), 0, data.dtype, False)
     if data.size:
         copy_in(out.address, data)
+    if here.recording is not None:
+        here.recording.hold(buffer)
     return out
 
 

@@ -64,6 +64,10 @@ class Recording:
         if buffer.pool is not self.pool and id(buffer) not in self._outside:
             self._outside[id(buffer)] = weakref.ref(buffer)
 
+    def hold(self, buffer: memory.Buffer) -> None:
+        """The recording uses this memory, and keeps it itself."""
+        self._kept.append(buffer)
+
     def refuse(self, what: str) -> NoReturn:
         raise RuntimeError(f"mg.cuda.graph: the step {what}{_who_asked()}: a captured step runs without Python.")
 
@@ -133,6 +137,8 @@ def _built(launches: list[Any]) -> Callable[[], None]:
     """The launches as a CUDA graph, which one call puts on our stream."""
     from cuda.core import Device, Stream
 
+    for variant, *_ in launches:
+        variant.prepare()  # nothing is compiled or loaded while the driver listens
     device = Device()
     device.set_current()
     builder = device.create_graph_builder().begin_building()
@@ -177,6 +183,8 @@ class _Renewal:
 
     def add(self, *launch: Any) -> None:
         self.refuse("")
+
+    hold = add
 
     def refuse(self, what: str) -> NoReturn:
         raise RuntimeError(
