@@ -398,7 +398,8 @@ def _batch_norm(g: Graph, x: Term, weight: Term, bias: Term, *, eps: float) -> s
 
 
 @_form
-def _max_pool(g: Graph, x: str, *, kernel: Extents, stride: Extents, padding: Extents) -> str:
+def _max_pool(g: Graph, x: str, *, windows: tuple[Extents, Extents, Extents]) -> str:
+    kernel, stride, padding = windows
     return g.node("MaxPool", x, kernel_shape=kernel, strides=stride, pads=padding * 2)
 
 
