@@ -7,7 +7,14 @@
 tensor([2., 4.])
 """
 
-from minigrad import export as export, nn as nn, optim as optim, spectral as spectral
+from minigrad import (
+    _capture as _capture,
+    _sharing as _sharing,
+    export as export,
+    nn as nn,
+    optim as optim,
+    spectral as spectral,
+)
 from minigrad._dtypes import (
     bool_,
     float16 as float16,

@@ -9,11 +9,15 @@ from typing import Any
 
 
 class _Mode(threading.local):
-    """Per thread: are ops recorded, is every result searched for NaN, and who is told of every op that has run?"""
+    """Per thread: are ops recorded, is every result searched for NaN, and who is told of every op that has run?
+
+    `recorder` is told of what a step changes, or depends on, beside its tensors; see `_capture.py`.
+    """
 
     grad = True
     anomaly = False
     witness: Callable[..., None] | None = None
+    recorder: Any = None
 
 
 mode = _Mode()

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from minigrad._mode import mode
+
 
 class Generator:
     """A stream of random numbers: Philox 4×32-10 under a seed, from an offset (in blocks of four 32-bit words) on.
@@ -41,13 +43,15 @@ class Generator:
         self.manual_seed(state["seed"])
         self.offset = int(state["offset"])
 
-    def advance(self, elements: int, dtype: Any) -> int:
-        """Reserve a draw of so many elements; returns the offset where it starts."""
+    def draw(self, elements: int, dtype: Any) -> tuple[int, int]:
+        """Reserve a draw of so many elements; returns the seed, and the offset where it starts."""
+        if mode.recorder is not None:
+            mode.recorder.draws(self)
         per_block = 2 if dtype == np.float64 else 4
         with self._lock:
             start = self.offset
             self.offset += -(-elements // per_block)
-        return start
+        return self.seed, start
 
     def __getstate__(self) -> dict[str, int]:
         return self.get_state()

@@ -170,10 +170,24 @@ class Tensor(Methods):
         return np.array(host, dtype) if copy else np.asarray(host, dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
-        return self.numpy().__dlpack__(**options)
+        return _device.kernels(self.device).dlpack(self._shared("__dlpack__"), **options)
 
-    def __dlpack_device__(self) -> Any:
-        return self.numpy().__dlpack_device__()
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return _device.kernels(self.device).dlpack_device(self.data)
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if self.device == "cpu":
+            raise AttributeError("a tensor on the CPU has no such interface. Use __dlpack__ or numpy().")
+        try:
+            return _device.kernels(self.device).interface(self._shared("the array interface"))
+        except AttributeError as error:  # which would say that there is no such attribute
+            raise RuntimeError(str(error)) from error
+
+    def _shared(self, who: str) -> Any:
+        if self._requires_grad:
+            raise RuntimeError(f"{who}: the tensor requires grad, which others would not see. Use x.detach().")
+        return self.data
 
     def __reduce__(self) -> Any:
         """Pickling and `copy.deepcopy`: leaves only, as a graph belongs to the process that made it."""

@@ -58,6 +58,8 @@ def _run_hooks(hooks: dict[int, Callable[[Tensor], Tensor | None]] | None, g: Te
 
 def _accumulate(tensor: Tensor, g: Tensor, own: bool) -> None:
     """Add to `grad`. The first gradient is copied unless nobody else can hold its memory: `grad` never aliases."""
+    if mode.recorder is not None:
+        mode.recorder.accumulates(tensor)
     if tensor.grad is not None:
         tensor.grad = tensor.grad + g
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import minigrad.kernels.cpu as _cpu
 
@@ -19,6 +19,14 @@ def check(device: Any, who: str) -> str:
     if name == "cuda":
         kernels(name)
     return name
+
+
+def of_dlpack(code: int) -> str:
+    """The device that DLPack calls so: plain, pinned or managed memory."""
+    names = {1: "cpu", 3: "cpu", 2: "cuda", 13: "cuda"}
+    if code not in names:
+        raise ValueError(f"from_dlpack: expected memory of a CPU or of CUDA; got DLPack's device type {code}")
+    return check(names[code], "from_dlpack")
 
 
 def kernels(device: str) -> ModuleType:
@@ -73,6 +81,9 @@ class cuda:
     >>> if mg.cuda.is_available():
     ...     x = mg.zeros(2, device="cuda")
     """
+
+    graph: ClassVar[Any]  # set by the layers that they belong to
+    from_array: ClassVar[Any]
 
     @staticmethod
     def is_available() -> bool:

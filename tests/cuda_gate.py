@@ -1,9 +1,11 @@
 """Compile every declared CUDA kernel, for every dtype it may be launched with, without a GPU.
 
     python tests/cuda_gate.py [PART OF A NAME]     a row per kernel, dtypes and architecture; exit code 1 if one is bad
+    python tests/cuda_gate.py --write              all of them, and the table of them anew: tests/cuda_registers.tsv
 
-To PTX by numba-cuda, and where `ptxas` is installed through the assembler, which knows registers and spills. In a
-process of its own: compiling is told of a device that is not there.
+To PTX by numba-cuda, and where `ptxas` is installed through the assembler, which knows registers and spills. A row is
+bad, too, if it is not in the table, or needs more than the table says. In a process of its own: compiling is told of a
+device that is not there.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 ARCHITECTURES = ((8, 0), (9, 0))
 MOST_REGISTERS = 128  # two blocks of 256 threads on a multiprocessor
+TABLE = Path(__file__).with_name("cuda_registers.tsv")
+SLACK = 4  # registers that another version of the assembler may need in addition
 # The library's sinf and cosf fold huge arguments in float64; they are the only ones that may.
 FOLDING = ("elementwise._unary.one.sin", "elementwise._unary.one.cos", "random._fill32")
 
@@ -34,6 +38,7 @@ class Row(NamedTuple):
     dtypes: str
     sm: str
     registers: str = "?"  # unknown without ptxas
+    spills: str = "?"  # bytes
     shared: str = "?"  # bytes
     complaint: str = ""
 
@@ -82,8 +87,9 @@ def assembled(row: Row, ptx: str) -> Row:
     shared = re.search(r"(\d+) bytes smem", said)
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
     assert used and spills, said
-    row = row._replace(registers=used[1], shared=shared[1] if shared else "0")
-    if spills.groups() != ("0", "0"):
+    bytes_spilled = str(sum(map(int, spills.groups())))
+    row = row._replace(registers=used[1], spills=bytes_spilled, shared=shared[1] if shared else "0")
+    if bytes_spilled != "0":
         row = row._replace(complaint=f"registers spill: {spills[0]}")
     elif int(used[1]) > MOST_REGISTERS:
         row = row._replace(complaint=f"more than {MOST_REGISTERS} registers")
@@ -95,12 +101,50 @@ def rows_of(name: str) -> list[Row]:
     return [compiled(kernel, *signature, cc) for cc in ARCHITECTURES for signature in kernel.signatures()]
 
 
+def recorded() -> dict[tuple[str, ...], Row]:
+    """The table, by kernel, dtypes and architecture."""
+    lines = TABLE.read_text().splitlines()[1:] if TABLE.exists() else []
+    rows = [Row(*line.split("\t")) for line in lines]
+    return {row[:3]: row for row in rows}
+
+
+def compared(row: Row, table: dict[tuple[str, ...], Row]) -> Row:
+    """The row, with a complaint if it is worse than the table says, or not in it."""
+    before = table.get(row[:3])
+    if row.complaint:
+        return row
+    if before is None:
+        return row._replace(complaint=f"not in {TABLE.name}: run tests/cuda_gate.py --write")
+    if row.registers != "?" and int(row.registers) > int(before.registers) + SLACK:
+        return row._replace(complaint=f"{row.registers} registers, where {TABLE.name} has {before.registers}")
+    if row.shared != "?" and int(row.shared) > int(before.shared):
+        return row._replace(complaint=f"{row.shared} bytes of shared memory, where {TABLE.name} has {before.shared}")
+    return row
+
+
+def gone(rows: list[Row], table: dict[tuple[str, ...], Row]) -> list[tuple[str, ...]]:
+    """What the table has and nobody declares any more."""
+    return sorted(table.keys() - {row[:3] for row in rows})
+
+
 def main() -> int:
-    names = [name for name in declared() if all(part in name for part in sys.argv[1:])]
+    parts = [part for part in sys.argv[1:] if part != "--write"]
+    writing = len(parts) < len(sys.argv) - 1
+    if writing and (parts or not shutil.which("ptxas")):
+        sys.exit("--write is for all kernels, and needs ptxas")
+    names = [name for name in declared() if all(part in name for part in parts)]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         rows = [row for made in pool.map(rows_of, names) for row in made]
+    if writing:
+        lines = ["\t".join(row[:-1]) for row in sorted(rows)]
+        TABLE.write_text("\n".join(["\t".join(Row._fields[:-1]), *lines, ""]))
+    table = recorded()
+    rows = [compared(row, table) for row in rows]
     for row in rows:
         print("\t".join(row))
+    if not parts and (old := gone(rows, table)):
+        print(f"{TABLE.name} has {len(old)} rows of kernels that are gone: run --write", *old, file=sys.stderr)
+        return 1
     if not shutil.which("ptxas"):
         print("ptxas is not installed: PTX was made and looked at; registers and spills are unknown", file=sys.stderr)
     return any(row.complaint for row in rows)

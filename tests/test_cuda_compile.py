@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -38,6 +39,15 @@ def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
     print(made.stderr or f"{len(rows)} variants, most registers: {max(int(row[3]) for row in rows)}")
 
 
+def test_without_an_assembler_the_ptx_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "ptxas").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(folders))
+    made = run("array._fill")
+    assert made.returncode == 0
+    assert {tuple(line.split("\t")[3:]) for line in made.stdout.splitlines()} == {("?", "?", "?", "")}
+    assert "ptxas is not installed" in made.stderr
+
+
 BAD = '''
 from minigrad.kernels.cuda.launch import kernel
 
@@ -61,7 +71,21 @@ def test_the_gate_sees_what_is_wrong_in_a_file_that_nobody_imports(tmp_path: Pat
     (tmp_path / "minigrad/kernels/cuda/bad.py").write_text(BAD)
     made = run("bad.", folder=tmp_path)
     assert made.returncode == 1
-    complaints = {row[0]: row[5] for row in (line.split("\t") for line in made.stdout.splitlines())}
-    assert complaints["bad._fine"] == ""
+    complaints = {row[0]: row[-1] for row in (line.split("\t") for line in made.stdout.splitlines())}
+    assert complaints["bad._fine"] == "not in cuda_registers.tsv: run tests/cuda_gate.py --write"
     assert complaints["bad._creeping"] == "float64 instructions in a kernel without float64"
     assert complaints["bad._wrong"].startswith("does not compile")
+
+
+def test_the_gate_sees_what_has_grown_and_what_is_gone() -> None:
+    """A table that promises less than there is, and a kernel that is not there."""
+    sys.path.insert(0, str(GATE.parent))
+    gate = importlib.import_module(GATE.stem)
+    row = gate.Row("k", "float32", "sm_90", "40", "0", "1024")
+    for before, complaint in [
+        ({"registers": "36"}, ""), ({"registers": "35"}, "40 registers, where cuda_registers.tsv has 35"),
+        ({"shared": "512"}, "1024 bytes of shared memory, where cuda_registers.tsv has 512"),
+    ]:  # fmt: skip
+        assert gate.compared(row, {row[:3]: row._replace(**before)}).complaint == complaint
+    assert gate.compared(row._replace(registers="?", shared="?"), {row[:3]: row}).complaint == ""
+    assert gate.gone([row], {row[:3]: row, ("other", "", "sm_90"): row}) == [("other", "", "sm_90")]

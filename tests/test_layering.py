@@ -23,6 +23,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "kernels.scalar kernels",
     "kernels.cpu",
     "kernels.cuda._numba",
+    "kernels.cuda._stream",
     "kernels.cuda.launch kernels.cuda.memory",
     "kernels.cuda.array",
     "kernels.cuda",
@@ -43,7 +44,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "_trace",
     "_onnx",
     "export",
-    "",  # minigrad itself: the public names
+    " _capture _sharing",  # minigrad itself, the public names; what belongs to mg.cuda
     "spectral.study _cases _info",
     "_checks _libraries",
     "cli",

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from minigrad import _dtypes
-from minigrad._mode import no_grad
+from minigrad._mode import mode, no_grad
 from minigrad._tensor import Tensor
 from minigrad.autograd import RemovableHandle
 from minigrad.nn import _calls
@@ -56,6 +56,8 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} defines no forward(). Define it, or call its submodules.")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if mode.recorder is not None:
+            mode.recorder.enters(self)
         if "parametrizations" in self._modules:
             out = _calls.call(self, args, kwargs)
         else:

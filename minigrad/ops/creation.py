@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,13 +64,18 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def from_dlpack(x: Any) -> Tensor:
-    """A tensor in the memory of another library's CPU array, by the DLPack protocol.
+    """A tensor in the memory of another library's array, on its device, by the DLPack protocol.
+
+    TypeError for a dtype that is none of the five. ValueError for an array on a device that is none of ours.
 
     >>> import minigrad as mg, numpy as np
     >>> mg.from_dlpack(np.ones(2))
     tensor([1., 1.], dtype=float64)
     """
-    return from_numpy(np.from_dlpack(x))
+    device = devices.of_dlpack(x.__dlpack_device__()[0])
+    raw = devices.kernels(device).from_dlpack(x)
+    _dtypes.check(raw.dtype, "from_dlpack")
+    return Tensor(raw, device)
 
 
 def full(
@@ -163,8 +169,8 @@ def _drawn(
     if wanted.kind != "f":
         raise TypeError(f"{kind}: expected a floating dtype; got {wanted}")
     source = _random.default if generator is None else generator
-    offset = source.advance(math.prod(sizes), wanted)
-    return Tensor(getattr(devices.kernels(where), kind)(sizes, wanted, source.seed, offset), where, requires_grad)
+    draw = functools.partial(source.draw, math.prod(sizes), wanted)
+    return Tensor(getattr(devices.kernels(where), kind)(sizes, wanted, draw), where, requires_grad)
 
 
 def rand(

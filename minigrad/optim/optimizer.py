@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 from minigrad import _dtypes
-from minigrad._mode import enable_grad
+from minigrad._mode import enable_grad, mode
 from minigrad._tensor import Tensor
 from minigrad.device import kernels
 
@@ -96,7 +97,12 @@ class Optimizer:
             for p in ready:
                 self._check_gradient(p)
             for device in dict.fromkeys(p.device for p in ready):
-                self._update(kernels(device), [p for p in ready if p.device == device], group)
+                on_it = [p for p in ready if p.device == device]
+                update = functools.partial(self._update, kernels(device), on_it, group)
+                if mode.recorder is None:
+                    update()
+                else:
+                    mode.recorder.updates(self, on_it, update)
             for p in ready:
                 p.version[0] += 1
         return loss

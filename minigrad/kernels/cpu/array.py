@@ -72,3 +72,17 @@ def shares_memory(x: Array, y: Array) -> bool:
 
 def has_nan(x: Array) -> bool:
     return x.dtype.kind == "f" and bool(np.isnan(x).any())
+
+
+def dlpack(x: Array, **options: Any) -> Any:
+    """A capsule over the array's memory."""
+    return x.__dlpack__(**options)
+
+
+def dlpack_device(x: Array) -> tuple[int, int]:
+    return x.__dlpack_device__()
+
+
+def from_dlpack(x: Any) -> Array:
+    """Another library's array, over its memory."""
+    return np.from_dlpack(x)

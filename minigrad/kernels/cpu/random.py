@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numba import prange
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu._jit import helper, jit
 from minigrad.kernels.cpu.array import Array
+
+Draw = Callable[[], tuple[int, int]]
 
 _PARALLEL_FROM = 1 << 14
 _philox, _uniform32, _uniform64 = helper(scalar.philox), helper(scalar.uniform32), helper(scalar.uniform64)
@@ -38,19 +41,21 @@ def _fill64(out: Array, seed: Any, offset: Any, normal: bool) -> None:
             out[2 * block + lane] = u[lane]
 
 
-def rand(shape: tuple[int, ...], dtype: Any, seed: int, offset: int) -> Array:
+def rand(shape: tuple[int, ...], dtype: Any, draw: Draw) -> Array:
     """Uniform in [0, 1)."""
-    return _fill(shape, dtype, seed, offset, False)
+    return _fill(shape, dtype, draw, False)
 
 
-def randn(shape: tuple[int, ...], dtype: Any, seed: int, offset: int) -> Array:
+def randn(shape: tuple[int, ...], dtype: Any, draw: Draw) -> Array:
     """N(0, 1)."""
-    return _fill(shape, dtype, seed, offset, True)
+    return _fill(shape, dtype, draw, True)
 
 
-def _fill(shape: tuple[int, ...], dtype: Any, seed: int, offset: int, normal: bool) -> Array:
+def _fill(shape: tuple[int, ...], dtype: Any, draw: Draw, normal: bool) -> Array:
+    """`draw` reserves the numbers and says where they begin: (seed, offset)."""
     out = np.empty(shape, np.float64 if dtype == np.float64 else np.float32)
     fill = _fill64 if dtype == np.float64 else _fill32
+    seed, offset = draw()
     fill(out.reshape(-1), np.uint64(seed), np.uint64(offset), normal)
     if dtype == np.float16 and not normal:
         np.floor(out * 2048, out=out)  # 11 bits are all that float16 holds: rounding would make some of them 1

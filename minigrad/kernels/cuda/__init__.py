@@ -5,6 +5,14 @@ from minigrad.kernels.cuda.array import *
 from minigrad.kernels.cuda.batch_norm import *
 from minigrad.kernels.cuda.conv import *
 from minigrad.kernels.cuda.elementwise import *
+from minigrad.kernels.cuda.exchange import (
+    dlpack as dlpack,
+    dlpack_device as dlpack_device,
+    from_dlpack as from_dlpack,
+    from_interface as from_interface,
+    interface as interface,
+)
+from minigrad.kernels.cuda.graph import new_recording as new_recording, recorded_update as recorded_update
 from minigrad.kernels.cuda.index import *
 from minigrad.kernels.cuda.matmul import *
 from minigrad.kernels.cuda.memory import (

@@ -14,6 +14,7 @@ import numpy as np
 
 from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._stream import copy_in, copy_out, here
 from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
 
 Shape = tuple[int, ...]
@@ -23,11 +24,12 @@ Host = np.ndarray[Any, Any]
 class Array:
     """A view: element (i, j, …) is the buffer's element offset + i · strides[0] + j · strides[1] + … of this dtype."""
 
-    __slots__ = ("__dict__", "__weakref__", "buffer", "dtype", "is_view", "offset", "shape", "strides")
+    __slots__ = ("__dict__", "__weakref__", "_words", "buffer", "dtype", "is_view", "offset", "shape", "strides")
 
     def __init__(self, buffer: Any, shape: Shape, strides: Shape, offset: int, dtype: Any, is_view: bool):
         self.buffer, self.shape, self.strides, self.offset, self.dtype = buffer, shape, strides, offset, dtype
         self.is_view = is_view
+        self._words: Shape | None = None
 
     @functools.cached_property
     def size(self) -> int:
@@ -43,11 +45,31 @@ class Array:
             n == 1 or s == t for n, s, t in zip(self.shape, self.strides, row_major(self.shape), strict=True)
         )
 
-    @functools.cached_property
+    @property
+    def _lowest(self) -> int:
+        """The place of the array's lowest element in its memory."""
+        if min(self.strides, default=0) >= 0 or not self.size:
+            return self.offset
+        return self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0)
+
+    @property
     def flat(self) -> Any:
         """The memory from the array's lowest element on, as a flat device array. Its length may go beyond the array."""
-        below = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0) if self.size else 0
-        return self.buffer.block.flat(self.dtype, self.offset + below)
+        return self.buffer.block.flat(self.dtype, self._lowest)
+
+    @property
+    def address(self) -> int:
+        """Where `flat` begins."""
+        return self.words[4]
+
+    @property
+    def words(self) -> Shape:
+        """What stands for `flat` among a kernel's arguments: two owners, extent, size of an element, …, stride."""
+        if self._words is None:
+            block, width, lowest = self.buffer.block, self.dtype.itemsize, self._lowest
+            extent = block.size // width - lowest
+            self._words = 0, 0, extent, width, block.address + lowest * width, extent, width
+        return self._words
 
     def view(self, shape: Shape, strides: Shape, offset: int = 0) -> Array:
         """Another arrangement of the same memory; `offset` from this array's first element."""
@@ -125,7 +147,7 @@ def geometry(shape: Shape, *operands: Shape) -> Any:
     out, its extent and its three strides. No dimensions: element i is at place i in all of them. Places count from the
     lowest element (`Array.flat`), and negative strides work as sums wrap at 2³².
     """
-    return from_host(geometry_table(shape, *operands))
+    return constant(geometry_table(shape, *operands))
 
 
 def geometry_table(shape: Shape, *operands: Shape) -> Host:
@@ -142,7 +164,7 @@ def geometry_table(shape: Shape, *operands: Shape) -> Host:
 
 @functools.cache
 def _as_numbered() -> Any:
-    return from_host(np.zeros(1, np.uint32))
+    return constant(np.zeros(1, np.uint32))
 
 
 def geometry_of(shape: Shape, *arrays: Array) -> Any:
@@ -185,17 +207,30 @@ def empty(shape: Shape, dtype: Any) -> Array:
 
 def from_host(data: Host) -> Array:
     """A fresh array with the values of a NumPy array."""
-    out = empty(data.shape, data.dtype)
-    if out.size:
-        out.flat[: out.size].copy_to_device(np.ascontiguousarray(data).reshape(-1))
+    if here.recording is not None:
+        here.recording.refuse("copies values from the host (a tensor made of numbers or arrays; to(device))")
+    return constant(data)
+
+
+def constant(data: Host) -> Array:
+    """Like `from_host`, for values that are the same whenever the step runs; they outlive it, if need be."""
+    data = np.ascontiguousarray(data).reshape(data.shape)
+    buffer = memory.allocate(data.nbytes, shared=True)
+    out = Array(buffer, data.shape, row_major(data.shape), 0, data.dtype, False)
+    if data.size:
+        copy_in(out.address, data)
+    if here.recording is not None:
+        here.recording.hold(buffer)
     return out
 
 
 def to_host(x: Array) -> Host:
     """The values as a fresh NumPy array; waits for the device."""
+    if here.recording is not None:
+        here.recording.refuse("reads values back to the host (item, numpy, to('cpu'), an `if`, a boolean mask, an SVD)")
     host = np.empty(x.shape, x.dtype)
     if x.size:
-        contiguous(x).flat[: x.size].copy_to_host(host.reshape(-1))
+        copy_out(host, contiguous(x).address)
     return host
 
 
@@ -233,7 +268,7 @@ def full(shape: Shape, value: float, dtype: Any) -> Array:
 
 def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
     """start + i · step, computed in the dtype's own arithmetic on the host, as NumPy does it, and copied."""
-    return from_host(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
+    return constant(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
 
 
 def eye(n: int, m: int, dtype: Any) -> Array:

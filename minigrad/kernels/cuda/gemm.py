@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda
-from minigrad.kernels.cuda.array import Array, empty, from_host
+from minigrad.kernels.cuda.array import Array, constant, empty
 from minigrad.kernels.cuda.launch import FLOATS, Kernel, helper, kernel
 from minigrad.kernels.cuda.reduce import sum
 
@@ -333,5 +333,5 @@ def plan(
         raise ValueError(f"product on device 'cuda': expected arrays of fewer than 2**32 elements; got {most}")
     blocks = count * parts * -(-rows // tile.rows) * -(-columns // tile.columns)
     head = [rows, columns, depth, -(-depth // parts), parts, size, biased]
-    layout = from_host(np.concatenate([np.array(head, np.uint32), rest]))
+    layout = constant(np.concatenate([np.array(head, np.uint32), rest]))
     return Plan(kernels[tile], blocks, tile.threads, parts, layout)

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, type_of
+from minigrad.kernels.cuda._stream import Variant, here
 
 FLOATS = ("f4", "f8")
 NUMBERS = (*FLOATS, "i8")
@@ -35,13 +35,11 @@ _MOST_BLOCKS = 2 if SIMULATED else 4096  # the same on every device; with more i
 
 KERNELS: dict[str, Kernel] = {}  # all that were declared, by name
 
-_one_at_a_time = threading.Lock()  # the simulator runs one kernel at a time
-
 
 class Kernel:
     """A declared kernel: `k[grid, block](*args)` or `k.each(size, *args)` launches it.
 
-    An argument for an array (`T[]`) is a contiguous `Array` or a flat device array; one for a scalar (`T`, `u4`) a
+    An argument for an array (`T[]`) is a contiguous `Array`; one for a scalar (`T`, `u4`) a
     number, converted to the declared type. A letter stands for one dtype throughout a launch.
     """
 
@@ -51,6 +49,8 @@ class Kernel:
         self.fn, self.name, self.threads, self.__doc__ = fn, name, threads, fn.__doc__
         self._letters = {letter: tuple(map(np.dtype, choices)) for letter, choices in dtypes.items()}
         self._parameters = [(part.removesuffix("[]"), part.endswith("[]")) for part in signature.split()]
+        self._telling = [i for i, (letter, array) in enumerate(self._parameters) if array and letter in dtypes]
+        self._variants: dict[tuple[int, ...], Variant] = {}
         if len(self._parameters) != fn.__code__.co_argcount:
             raise TypeError(f"kernel {name}: {fn.__code__.co_argcount} parameters, but the signature is {signature!r}")
         if self.name in KERNELS:
@@ -70,38 +70,34 @@ class Kernel:
             self._launch(min(-(-size // BLOCK), _MOST_BLOCKS), BLOCK, size, *args)
 
     def _launch(self, grid: Any, block: Any, *args: Any) -> None:
-        ready = self._ready(args)
-        if SIMULATED:
-            with _one_at_a_time:
-                self._compiled[grid, block](*ready)
+        variant = self._variants.get(tuple([args[i].dtype.num for i in self._telling])) or self._variant(args)
+        packed = variant.pack(args)
+        if here.recording is None:
+            variant.run(grid, block, packed)
         else:
-            self._compiled[grid, block](*ready)
+            here.recording.add(variant, grid, block, packed, args)
 
-    def _ready(self, args: tuple[Any, ...]) -> list[Any]:
+    def _variant(self, args: tuple[Any, ...]) -> Variant:
+        """For the dtypes of these arguments, which are checked."""
         chosen: dict[str, Any] = {}
-        for (letter, array), arg in zip(self._parameters, args, strict=True):
-            if array and letter in self._letters:
-                if chosen.setdefault(letter, arg.dtype) != arg.dtype:
-                    raise TypeError(f"kernel {self.name}: {letter} is {chosen[letter]} and {arg.dtype} in one launch")
-                if arg.dtype not in self._letters[letter]:
-                    raise TypeError(f"kernel {self.name}: not declared for {letter} = {arg.dtype}")
-        return [
-            getattr(arg, "flat", arg) if array else self._scalar(chosen.get(letter, letter), arg)
-            for (letter, array), arg in zip(self._parameters, args, strict=True)
-        ]
+        for i in self._telling:
+            letter, dtype = self._parameters[i][0], args[i].dtype
+            if chosen.setdefault(letter, dtype) != dtype:
+                raise TypeError(f"kernel {self.name}: {letter} is {chosen[letter]} and {dtype} in one launch")
+            if dtype not in self._letters[letter]:
+                raise TypeError(f"kernel {self.name}: not declared for {letter} = {dtype}")
+        parameters = [(chosen.get(letter, letter), array) for letter, array in self._parameters]
+        variant = Variant(self.name, self._compiled, self._types(chosen), parameters)
+        return self._variants.setdefault(tuple(args[i].dtype.num for i in self._telling), variant)
 
-    def _scalar(self, dtype: Any, value: Any) -> Any:
-        if dtype == "u4" and not 0 <= value < 1 << 32:
-            raise ValueError(f"kernel {self.name}: expected fewer than 2**32 elements; got {value}")
-        with np.errstate(all="ignore"):
-            return np.dtype(dtype).type(value)
+    def _types(self, chosen: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(type_of(chosen.get(letter, letter), array) for letter, array in self._parameters)
 
     def signatures(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """(the dtypes in words, Numba's types) of every variant that may be launched."""
         for choice in itertools.product(*self._letters.values()):
             chosen = dict(zip(self._letters, choice, strict=True))
-            types = tuple(type_of(chosen.get(letter, letter), array) for letter, array in self._parameters)
-            yield ", ".join(map(str, choice)), types
+            yield ", ".join(map(str, choice)), self._types(chosen)
 
 
 def kernel(

@@ -13,20 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._numba import address_of, cuda
+from minigrad.kernels.cuda._stream import here
 
 _SMALLEST = 512  # bytes; every block is a multiple of it, and starts at a multiple of 256
 _VIEWS = 64  # typed views that a block remembers
 
 
 class Block:
-    """One allocation, and its views as flat typed arrays: made once, as Numba's are slow to make and to look at."""
+    """One allocation, and in the simulator its views as flat typed arrays."""
 
-    __slots__ = ("_views", "bytes", "size")
+    __slots__ = ("__weakref__", "_views", "address", "bytes", "size")
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, memory: Any = None):
+        """`memory`: a flat device array of bytes that somebody else has allocated."""
         self.size = size
-        self.bytes = cuda.device_array(size, np.uint8)
+        self.bytes = cuda.device_array(size, np.uint8) if memory is None else memory
+        self.address = address_of(self.bytes)
         self._views: dict[tuple[Any, int], Any] = {}
 
     def flat(self, dtype: Any, offset: int) -> Any:
@@ -40,34 +43,42 @@ class Block:
         return view
 
 
+Free = defaultdict[int, list[Block]]
+
+
 class Buffer:
-    """A block on loan: it goes back to the pool when the last array in it is gone."""
+    """A block on loan: it goes back to the pool that it came from when the last array in it is gone."""
 
-    __slots__ = ("__weakref__", "block")
+    __slots__ = ("__weakref__", "block", "pool")
 
-    def __init__(self, block: Block):
-        self.block = block
-        weakref.finalize(self, _free[block.size].append, block).atexit = False
+    def __init__(self, block: Block, pool: Free | None):
+        self.block, self.pool = block, pool
+        if pool is not None:
+            weakref.finalize(self, pool[block.size].append, block).atexit = False
 
 
-_free: defaultdict[int, list[Block]] = defaultdict(list)
+_free: Free = defaultdict(list)
 _reserved = 0
 _lock = threading.Lock()
 
 
-def allocate(nbytes: int) -> Buffer:
-    """At least so many bytes, with whatever values they hold. MemoryError if the device has not got them."""
+def allocate(nbytes: int, shared: bool = False) -> Buffer:
+    """At least so many bytes, with whatever values they hold. MemoryError if the device has not got them.
+
+    While a step is recorded they come from its own pool; what outlives the step is `shared`.
+    """
     size = size_class(nbytes)
+    pool = _free if shared or here.recording is None else here.recording.pool
     try:
-        return Buffer(_free[size].pop())
+        return Buffer(pool[size].pop(), pool)
     except IndexError:
         pass
     try:
-        return Buffer(_reserve(size))
+        return Buffer(_reserve(size), pool)
     except cuda.cudadrv.driver.CudaAPIError:
-        empty_cache()
+        _release()
     try:
-        return Buffer(_reserve(size))
+        return Buffer(_reserve(size), pool)
     except cuda.cudadrv.driver.CudaAPIError as error:
         raise MemoryError(
             f"device 'cuda': no {size} bytes left beside the {memory_allocated()} in use ({error}). "
@@ -82,11 +93,23 @@ def size_class(nbytes: int) -> int:
 
 
 def _reserve(size: int) -> Block:
-    global _reserved
     block = Block(size)
+    _count(size)
+    weakref.finalize(block, _count, -size).atexit = False
+    return block
+
+
+def _count(size: int) -> None:
+    global _reserved
     with _lock:
         _reserved += size
-    return block
+
+
+def adopt(pool: Free) -> None:
+    """Take the blocks of a pool whose work is behind all that is to come."""
+    for size, blocks in list(pool.items()):
+        while blocks:
+            _free[size].append(blocks.pop())
 
 
 def memory_reserved() -> int:
@@ -101,13 +124,14 @@ def memory_allocated() -> int:
 
 def empty_cache() -> None:
     """Give the blocks that no array uses back to the device."""
-    global _reserved
     synchronize()
-    for size, blocks in list(_free.items()):
-        while blocks:
-            blocks.pop()
-            with _lock:
-                _reserved -= size
+    _release()
+
+
+def _release() -> None:
+    cuda.synchronize()
+    for blocks in list(_free.values()):
+        blocks.clear()
     waiting = getattr(cuda.current_context(), "deallocations", None)  # the simulator keeps no such list
     if waiting is not None:
         waiting.clear()
@@ -115,4 +139,6 @@ def empty_cache() -> None:
 
 def synchronize() -> None:
     """Wait until all work given to the device is done."""
+    if here.recording is not None:
+        here.recording.refuse("waits for the device (synchronize, empty_cache)")
     cuda.synchronize()

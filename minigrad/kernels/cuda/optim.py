@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cuda._numba import SIMULATED, address_of, array_at, cuda
-from minigrad.kernels.cuda.array import Array, contiguous, from_host, write
+from minigrad.kernels.cuda._numba import SIMULATED, array_at, cuda
+from minigrad.kernels.cuda._stream import here
+from minigrad.kernels.cuda.array import Array, constant, contiguous, write
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, Kernel, helper, kernel
 
 Arrays = Sequence[Array]
@@ -105,19 +106,23 @@ _RMSPROP = {  # by whether it is centered, and whether there is momentum
 
 @functools.lru_cache(maxsize=64)
 def _table(rows: tuple[tuple[int, ...], ...]) -> Array:
-    return from_host(np.array([row + (0,) * (_COLUMNS - len(row)) for row in rows], np.uint64))
+    return constant(np.array([row + (0,) * (_COLUMNS - len(row)) for row in rows], np.uint64))
 
 
 @functools.lru_cache(maxsize=64)
 def _work(sizes: tuple[int, ...]) -> Array:
     """(parameter, its first element) of each block."""
     pieces = [(i, first) for i, size in enumerate(sizes) for first in range(0, size, _PIECE)]
-    return from_host(np.array(pieces, np.uint32))
+    return constant(np.array(pieces, np.uint32))
+
+
+def _padded(numbers: tuple[float, ...], dtype: Any) -> Any:
+    return np.array(numbers + (0.0,) * (_NUMBERS - len(numbers)), dtype)
 
 
 @functools.lru_cache(maxsize=64)
 def _numbers(numbers: tuple[float, ...], dtype: Any) -> Array:
-    return from_host(np.array(numbers + (0.0,) * (_NUMBERS - len(numbers)), dtype))
+    return constant(_padded(numbers, dtype))
 
 
 Step = tuple[Kernel, list[Array], tuple[float, ...]]  # a parameter's: what it runs by, on, and with
@@ -125,19 +130,34 @@ Step = tuple[Kernel, list[Array], tuple[float, ...]]  # a parameter's: what it r
 
 def _run(steps: Sequence[Step]) -> None:
     """Each step's arrays are a parameter, its gradient, its state; steps of one kind make one launch."""
-    kinds: dict[Any, list[list[Array]]] = {}
-    for run, arrays, numbers in steps:
+    recording = here.recording
+    if recording is not None and recording.renumber(steps):
+        return
+    kinds: dict[Any, list[int]] = {}
+    for i, (run, arrays, numbers) in enumerate(steps):
         if arrays[0].size:
-            kinds.setdefault((run, numbers, arrays[0].dtype), []).append(arrays)
-    for (run, numbers, dtype), group in kinds.items():
+            kinds.setdefault((run, numbers, arrays[0].dtype), []).append(i)
+    slots = []
+    for (run, numbers, dtype), members in kinds.items():
+        group = [steps[i][1] for i in members]
         ready = [[contiguous(x) for x in arrays] for arrays in group]
-        table = _table(tuple((p.size, *(address_of(x.flat) for x in (p, *others))) for p, *others in ready))
+        table = _table(tuple((p.size, *(x.address for x in (p, *others))) for p, *others in ready))
         work = _work(tuple(p.size for p, *_ in ready))
-        run[work.shape[0], BLOCK](table, work, _numbers(numbers, dtype))
+        if recording is None:
+            changing = _numbers(numbers, dtype)
+        else:
+            changing = recording.slot(_padded(numbers, dtype))
+            slots.append((members, changing))
+            for arrays in ready:
+                for x in arrays:
+                    recording.keep(x.buffer)
+        run[work.shape[0], BLOCK](table, work, changing)
         for arrays, made in zip(group, ready, strict=True):
             for i, (x, y) in enumerate(zip(arrays, made, strict=True)):
                 if x is not y and i != 1:  # it could not be changed in place; and a gradient was not changed
                     write(x, y)
+    if recording is not None:
+        recording.updates.append(([arrays for _, arrays, _ in steps], slots))
 
 
 def sgd(

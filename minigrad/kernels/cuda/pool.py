@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import cuda
-from minigrad.kernels.cuda.array import Array, cast, contiguous, copy, empty, from_host
+from minigrad.kernels.cuda.array import Array, cast, constant, contiguous, copy, empty
 from minigrad.kernels.cuda.elementwise import _wide, div
 from minigrad.kernels.cuda.index import gather
 from minigrad.kernels.cuda.launch import FLOATS, helper, kernel
@@ -47,7 +47,7 @@ def _boxes(space: Extents, windows: Windows, adjoint: bool) -> tuple[Any, Extent
     table = [*none, *target, *none, *source]
     for value, bounds in enumerate(zip(*axes, strict=True)):
         table += [value for _ in none] + [n for axis in bounds for n in axis]
-    return from_host(np.asarray(table, np.uint32)), target
+    return constant(np.asarray(table, np.uint32)), target
 
 
 @helper
@@ -199,4 +199,4 @@ def _planes(x: Array) -> Array:
 def _counts(space: Extents, windows: Windows, dtype: Any) -> Array:
     """How many pixels each window holds, without the padding."""
     axes = [ends - starts for starts, ends in map(_intervals, space, *windows)]
-    return from_host(np.asarray(functools.reduce(np.multiply.outer, axes), dtype))
+    return constant(np.asarray(functools.reduce(np.multiply.outer, axes), dtype))

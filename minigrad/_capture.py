@@ -1,0 +1,273 @@
+"""Captured steps: a training step as one CUDA graph, and what watches over it.
+
+What Python changes in a step has no place in a graph. So the step's Python is taken apart: its launches are recorded
+once and run by the device alone; the numbers that change (learning rates, step counts, places in streams of random
+numbers) are computed anew before each run, by the same code; the shapes, modes and memory that all of it depends on
+are compared with what they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from minigrad._mode import is_grad_enabled, mode, no_grad, witnessed
+from minigrad._op import Op
+from minigrad._random import Generator
+from minigrad._tensor import Tensor
+from minigrad.device import cuda, kernels
+from minigrad.nn.module import Module
+from minigrad.optim.optimizer import Optimizer
+
+_WHO = "mg.cuda.graph"
+_CONSTANTS = bool | int | float | str | None
+
+
+class _Watch:
+    """Told of what a step does beside its ops: `mode.recorder`. While a step is recorded, it also says no."""
+
+    def __init__(self, recording: Any = None):
+        self.recording = recording
+        self.modules: dict[int, Module] = {}
+        self.leaves: dict[int, Tensor] = {}
+        self.states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
+        self._undo: dict[int, Callable[[], None]] = {}
+
+    def enters(self, module: Module) -> None:
+        if id(module) not in self.modules:
+            self.modules.update((id(m), m) for m in module.modules())
+
+    def draws(self, generator: Generator) -> None:
+        if id(generator) not in self._undo:
+            state = generator.get_state()
+            self._undo[id(generator)] = lambda: generator.set_state(state)
+
+    def accumulates(self, leaf: Tensor) -> None:
+        if self.recording is not None and leaf.grad is not None and id(leaf) not in self.leaves:
+            raise RuntimeError(
+                f"{_WHO}: the step adds to the gradient, from before the step, of a tensor of shape {leaf.shape}. Call "
+                f"optimizer.zero_grad() in the step, before backward()."
+            )
+        self.leaves[id(leaf)] = leaf
+
+    def updates(self, optimizer: Optimizer, params: list[Tensor], update: Callable[[], None]) -> None:
+        if self.recording is None:
+            update()
+            return
+        if id(optimizer) not in self._undo:
+            state = {p: dict(entries) for p, entries in optimizer.state.items()}
+            self._undo[id(optimizer)] = lambda: setattr(optimizer, "state", state)
+        if params[0].device == "cpu":
+            self.refuse_cpu(f"{type(optimizer).__name__}.step")
+        before = {p: len(optimizer.state.get(p, ())) for p in params}
+        grads = [p.grad for p in params]
+
+        def with_its_gradients() -> None:
+            for p, g in zip(params, grads, strict=True):
+                p.grad = g
+            update()
+
+        kernels(params[0].device).recorded_update(with_its_gradients)
+        for p in params:
+            if len(optimizer.state.get(p, ())) != before[p]:
+                raise RuntimeError(
+                    f"{_WHO}: {type(optimizer).__name__} made its state for a parameter of shape {p.shape} in the "
+                    f"second step. Every parameter must have a gradient in the first step, too."
+                )
+        self.states += [(optimizer, p, optimizer.state[p]) for p in params if p in optimizer.state]
+
+    def witness(self, op: Op, inputs: Any, attributes: Any, out: Tensor, aux: Any) -> None:
+        if out.device == "cpu":
+            self.refuse_cpu(f"op {op.name!r}")
+
+    def refuse_cpu(self, what: str) -> NoReturn:
+        raise RuntimeError(f"{_WHO}: {what} ran on the CPU, which a captured step cannot. Move its tensors to 'cuda'.")
+
+    def undo(self) -> None:
+        for restore in self._undo.values():
+            restore()
+        for leaf in self.leaves.values():
+            leaf.grad = None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        mode.recorder = self
+        try:
+            yield
+        finally:
+            mode.recorder = None
+
+
+class CapturedStep:
+    """What `mg.cuda.graph(fn)` returns: call it like `fn`."""
+
+    def __init__(self, fn: Callable[..., Any]):
+        self._fn = fn
+        self._asked: dict[Any, Any] = {}  # what the arguments looked like
+        self._modules: dict[int, Module] = {}
+        self._modes: list[tuple[Module, bool]] = []
+        self._recording: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if mode.recorder is not None:
+            raise RuntimeError(f"{_WHO}: a captured step cannot be a part of another one")
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
+        asked = {name: _look(name, x) for name, x in given.items()} | {"grad mode": is_grad_enabled()}
+        if not self._asked:
+            return self._warm_up(given, asked)
+        self._compare(asked)
+        with no_grad():
+            for name, x in given.items():
+                if isinstance(x, Tensor):
+                    self._inputs[name].copy_(x.detach().to(device="cuda"))
+        if self._recording is None:
+            self._capture()
+        else:
+            self._check_memory()
+            self._recording.renew()
+            for tensor in self._changed:
+                tensor.version[0] += 1
+        self._recording.run()
+        for leaf, g in self._grads:
+            leaf.grad = g
+        with no_grad():
+            return _each(self._out, lambda x: x.clone())
+
+    def _warm_up(self, given: dict[Any, Any], asked: dict[Any, Any]) -> Any:
+        kernels("cuda")
+        watch = _Watch()
+        self._inputs = {
+            name: x.detach().to(device="cuda").clone() if isinstance(x, Tensor) else x for name, x in given.items()
+        }
+        with watch.watching():
+            out = self._run()
+        self._asked, self._modules = asked, watch.modules
+        self._modes = [(m, m.training) for m in watch.modules.values()]
+        return _each(out, lambda x: x.detach())
+
+    def _run(self) -> Any:
+        args = [x for name, x in self._inputs.items() if isinstance(name, int)]
+        return self._fn(*args, **{name: x for name, x in self._inputs.items() if isinstance(name, str)})
+
+    def _capture(self) -> None:
+        """Record the step. What its Python changes is changed then as by a step; if it fails, it is put back."""
+        recording = kernels("cuda").new_recording()
+        watch = _Watch(recording)
+        tensors = [x for _, _, x in self._tensors()]
+        versions = [x.version[0] for x in tensors]
+        try:
+            with recording.record(), watch.watching(), witnessed(watch.witness):
+                out = _each(self._run(), lambda x: x.detach())
+            self._out = out
+            recording.finish()
+        except BaseException:
+            watch.undo()
+            raise
+        self._recording = recording
+        self._grads = [(leaf, leaf.grad) for leaf in watch.leaves.values()]
+        self._states = watch.states
+        self._changed = [x for x, version in zip(tensors, versions, strict=True) if x.version[0] != version]
+        self._memory = [(tree, name, x, x.data) for tree, name, x in self._tensors()]
+
+    def _tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+        for m in self._modules.values():
+            for tree in (m._parameters, m._buffers):
+                for name, x in tree.items():
+                    if x is not None:
+                        yield tree, name, x
+
+    def _compare(self, asked: dict[Any, Any]) -> None:
+        if asked != self._asked:
+            for name in {**self._asked, **asked}:
+                was, now = self._asked.get(name, "absent"), asked.get(name, "absent")
+                if was != now:
+                    what = f"argument {name!r}" if name != "grad mode" else name
+                    raise ValueError(
+                        f"{_WHO}: {what} was {was} in the first step; got {now}. A captured step does one thing: make "
+                        f"another one, and pass numbers that change as tensors."
+                    )
+        for module, training in self._modes:
+            if module.training is not training:
+                words = ("evaluation", "training")
+                raise RuntimeError(
+                    f"{_WHO}: {type(module).__name__} was in {words[training]} mode in the first step, and is in "
+                    f"{words[module.training]} mode now. Make a step for each mode."
+                )
+
+    def _check_memory(self) -> None:
+        for tree, name, x, data in self._memory:
+            if tree.get(name) is not x or x.data is not data:
+                raise RuntimeError(
+                    f"{_WHO}: {name!r}, of shape {x.shape}, has been replaced, or moved, since the step was captured. "
+                    f"Make the step anew, or write into it with copy_()."
+                )
+        for optimizer, p, state in self._states:
+            if optimizer.state.get(p) is not state:
+                raise RuntimeError(
+                    f"{_WHO}: {type(optimizer).__name__} has got another state since the step was captured "
+                    f"(load_state_dict). Make the step anew."
+                )
+
+
+def _look(name: Any, x: Any) -> Any:
+    """What must stay the same of an argument."""
+    if isinstance(x, Tensor):
+        if x.requires_grad:
+            raise ValueError(
+                f"{_WHO}: argument {name!r} requires grad, but no gradient leaves a captured step by its arguments. "
+                f"Pass x.detach(), and say requires_grad_() in the step."
+            )
+        return f"a {x.dtype} tensor of shape {x.shape}"
+    if not isinstance(x, _CONSTANTS):
+        raise TypeError(f"{_WHO}: expected tensors, or constants, as arguments; got {type(x).__name__} for {name!r}")
+    return repr(x)
+
+
+def _each(out: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """f of every tensor in what a step returned."""
+    if isinstance(out, Tensor):
+        return f(out)
+    if isinstance(out, dict):
+        return {key: _each(x, f) for key, x in out.items()}
+    if isinstance(out, tuple | list):
+        made = [_each(x, f) for x in out]
+        return type(out)(*made) if hasattr(out, "_fields") else type(out)(made)
+    if not isinstance(out, _CONSTANTS):
+        raise TypeError(f"{_WHO}: expected the step to return tensors, alone or in tuples; got {type(out).__name__}")
+    return out
+
+
+def graph(fn: Callable[..., Any]) -> CapturedStep:
+    """A training step that the device runs by itself: `step = mg.cuda.graph(fn)`, then `step(x, y)` as often as needed.
+
+    `fn` does a whole step: zero_grad(), forward, backward, optimizer step, on tensors on 'cuda'. The first call runs it
+    as it is. The second one records what it launches, which executes nothing, and runs the record, as all later calls
+    do: bit for bit what `fn` would have done, without its Python. Arguments are copied into the step's own memory; what
+    `fn` returned (tensors, alone or in tuples, lists and dicts) is copied out of it, detached. Gradients, parameters,
+    u and v, and the optimizer's state stay where they are. Learning rates and other options of the optimizer, its step
+    counts and the generators' offsets are read, and advanced, at every call.
+
+    A call is refused with what has changed since the first step: ValueError for shapes, dtypes, constants among the
+    arguments and the grad mode, RuntimeError for training or evaluation mode, replaced parameters and optimizer state.
+    RuntimeError, at the second call, for a step that cannot be recorded: it reads values on the host (item(), an `if`
+    on a tensor, a boolean mask, an SVD), makes tensors from host values, works on the CPU, adds to gradients of the
+    step before, or replaces a tensor that it should change in place. State is then as before that call.
+
+    >>> import minigrad as mg
+    >>> if mg.cuda.is_available():
+    ...     net = mg.nn.Linear(3, 1).to("cuda")
+    ...     optimizer = mg.optim.SGD(net.parameters(), lr=0.1)
+    ...     @mg.cuda.graph
+    ...     def step(x):
+    ...         optimizer.zero_grad()
+    ...         loss = net(x).square().mean()
+    ...         loss.backward()
+    ...         optimizer.step()
+    ...         return loss
+    ...     losses = [step(mg.ones(4, 3, device="cuda")) for _ in range(3)]
+    """
+    return CapturedStep(fn)
+
+
+cuda.graph = staticmethod(graph)

@@ -1,0 +1,412 @@
+"""Captured steps: bit for bit the step itself; what is guarded; what cannot be captured. On the simulator, too."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad._mode import mode
+from minigrad.ops.singular import sigma_max
+
+
+@pytest.fixture(autouse=True)
+def _on_a_gpu_or_the_simulator(device: str) -> None:
+    if device != "cuda":
+        pytest.skip("runs on device 'cuda': on the simulator through test_cuda_simulator.py")
+
+
+class Net(mg.nn.Module):
+    """Two normalized weights, dropout and buffers; products as sums, to be small."""
+
+    def __init__(self, dtype: Any = mg.float32) -> None:
+        super().__init__()
+        self.first = mg.nn.utils.spectral_norm(Product(3, 4))
+        self.second = mg.nn.utils.spectral_norm(Product(4, 2), n_power_iterations=2, order="vu", learnable_scale=True)
+        self.drop = mg.nn.Dropout(0.25)
+        self.register_buffer("mean", mg.zeros(4))
+        self.to(dtype).to(device="cuda")
+
+    def forward(self, x: mg.Tensor) -> mg.Tensor:
+        h = self.first(x).tanh()
+        if self.training:
+            with mg.no_grad():
+                self.mean.copy_(0.75 * self.mean + 0.25 * h.mean(0))
+        return self.second(self.drop(h - self.mean))
+
+
+class Product(mg.nn.Module):
+    def __init__(self, m: int, n: int) -> None:
+        super().__init__()
+        self.weight = mg.nn.Parameter(mg.randn(n, m))
+
+    def forward(self, x: mg.Tensor) -> mg.Tensor:
+        return (x[:, None, :] * self.weight).sum(2)
+
+
+def batches(n: int, dtype: Any = mg.float32, size: int = 4) -> list[mg.Tensor]:
+    rng = np.random.default_rng(0)
+    return [mg.tensor(rng.standard_normal((size, 3)).astype(dtype), device="cuda") for _ in range(n)]
+
+
+def training(net: Net, optimizer: mg.optim.Optimizer) -> Callable[[mg.Tensor], mg.Tensor]:
+    def step(x: mg.Tensor) -> mg.Tensor:
+        optimizer.zero_grad()
+        loss = net(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+OPTIMIZERS = {
+    "sgd": lambda ps: mg.optim.SGD(ps, lr=0.1, momentum=0.9, dampening=0.5, weight_decay=0.01),
+    "adam": lambda ps: mg.optim.Adam(ps, lr=0.01, betas=(0.5, 0.999)),
+    "adamw": lambda ps: mg.optim.AdamW(ps, lr=0.01),
+    "rmsprop": lambda ps: mg.optim.RMSprop(ps, lr=0.01, momentum=0.5, centered=True),
+}
+
+
+def trained(optimizer: str, captured: bool, dtype: Any, steps: int) -> Any:
+    """All that training leaves behind."""
+    mg.manual_seed(3)
+    net = Net(dtype)
+    opt = OPTIMIZERS[optimizer](net.parameters())
+    step = training(net, opt)
+    step = mg.cuda.graph(step) if captured else step
+    losses, gradients = [], []
+    for i, x in enumerate(batches(steps, dtype)):
+        opt.param_groups[0]["lr"] = 0.1 / (i + 1)
+        losses.append(step(x))
+        gradients.append([p.grad.numpy().tolist() for p in net.parameters()])
+        if i == 3:
+            opt.zero_grad()  # the step does not need them
+    state = {name: x.detach().numpy().tolist() for name, x in net.state_dict().items()}
+    moments = [{k: v.tolist() if isinstance(v, mg.Tensor) else v for k, v in s.items()} for s in opt.state.values()]
+    versions = [x.version[0] for x in net.state_dict().values()]
+    return [x.item() for x in losses], gradients, state, moments, mg.Generator.get_state(_default()), versions
+
+
+def _default() -> mg.Generator:
+    from minigrad import _random
+
+    return _random.default
+
+
+@pytest.mark.parametrize(("optimizer", "dtype"), [(name, mg.float32) for name in OPTIMIZERS] + [("adam", mg.float64)])
+def test_training_is_bit_equal(optimizer: str, dtype: Any) -> None:
+    """Losses, gradients, parameters, u and v, buffers, moments, step counts, random numbers, versions."""
+    plain, captured = (trained(optimizer, which, dtype, 7) for which in (False, True))
+    for ours, theirs in zip(captured, plain, strict=True):
+        assert ours == theirs
+    assert len(set(plain[0])) == 7
+
+
+def test_a_hundred_steps() -> None:
+    def run(captured: bool) -> Any:
+        mg.manual_seed(1)
+        w = mg.randn(2, 3, device="cuda").requires_grad_()
+        opt = mg.optim.Adam([w], lr=0.05)
+
+        def fn(x: mg.Tensor) -> mg.Tensor:
+            opt.zero_grad()
+            loss = (w * x + 0.1 * mg.randn(2, 3, device="cuda")).square().sum()
+            loss.backward()
+            opt.step()
+            return loss
+
+        step = mg.cuda.graph(fn) if captured else fn
+        return [step(x[:2]).item() for x in batches(100)], w.tolist()
+
+    assert run(True) == run(False)
+
+
+def test_capture_executes_nothing_and_runs_python_once() -> None:
+    calls = []
+    w = mg.ones(3, device="cuda")
+
+    def fn(x: mg.Tensor) -> mg.Tensor:
+        calls.append(w.data.address)
+        w.copy_(w + x)
+        return w * 2
+
+    step = mg.cuda.graph(fn)
+    outs = [step(mg.full((3,), float(i), device="cuda")) for i in range(5)]
+    assert len(calls) == 2
+    assert w.tolist() == [11.0] * 3
+    assert [x.tolist()[0] for x in outs] == [2.0, 4.0, 8.0, 14.0, 22.0]  # none overwrites another
+
+
+def test_arguments_results_and_constants() -> None:
+    def fn(x: mg.Tensor, scale: float, *, shift: mg.Tensor) -> Any:
+        y = x * scale + shift
+        return {"y": y, "parts": (y.sum(), [y[0]], None, 7)}
+
+    step = mg.cuda.graph(fn)
+    for i in range(3):
+        x = mg.full((2, 2), float(i))  # on the CPU: it is copied
+        out = step(x, 3.0, shift=mg.ones(2, device="cuda"))
+        assert out["y"].device == "cuda"
+        assert out["y"].tolist() == [[3.0 * i + 1] * 2] * 2
+        assert out["parts"][0].item() == 12 * i + 4
+        assert out["parts"][2:] == (None, 7)
+    with pytest.raises(ValueError, match=r"argument 1 was 3.0 in the first step; got 4.0"):
+        step(x, 4.0, shift=mg.ones(2, device="cuda"))
+
+
+def test_two_backwards_and_a_gradient_penalty() -> None:
+    def run(captured: bool) -> Any:
+        mg.manual_seed(2)
+        w = mg.randn(3, device="cuda").requires_grad_()
+        opt = mg.optim.SGD([w], lr=0.1)
+
+        def fn(x: mg.Tensor) -> mg.Tensor:
+            opt.zero_grad()
+            (w * x).tanh().sum().backward()
+            inside = x.detach().requires_grad_()
+            (g,) = mg.grad((w * inside).tanh().sum(), inside, create_graph=True)
+            g.square().sum().backward()
+            opt.step()
+            return g.detach()
+
+        step = mg.cuda.graph(fn) if captured else fn
+        return [step(x[0]).tolist() for x in batches(4)], w.tolist()
+
+    assert run(True) == run(False)
+
+
+def test_gradients_alone_with_the_optimizer_outside() -> None:
+    w = mg.ones(3, device="cuda").requires_grad_()
+    opt = mg.optim.SGD([w], lr=0.5)
+
+    @mg.cuda.graph
+    def step(x: mg.Tensor) -> mg.Tensor:
+        loss = (w * w * x).sum()
+        loss.backward()
+        return loss
+
+    for expected in (1.0, 0.0, 0.0):
+        assert step(mg.ones(3, device="cuda")).item() == 3 * expected
+        assert w.grad is not None
+        opt.step()
+        opt.zero_grad()
+
+
+def test_constants_made_in_the_step() -> None:
+    here = {"device": "cuda"}
+    step = mg.cuda.graph(lambda x: x * mg.arange(3.0, **here) + mg.zeros(3, **here) + mg.eye(3, **here))
+    for i in range(4):
+        x = mg.full((3,), float(i), device="cuda")
+        assert step(x).tolist() == [[1.0, i, 2.0 * i], [0.0, i + 1.0, 2.0 * i], [0.0, i, 2.0 * i + 1]]
+
+
+@pytest.mark.parametrize("gradient", ["fixed_uv", "unrolled", "detached"])
+def test_dense_layers_in_every_convention(gradient: str) -> None:
+    def run(captured: bool) -> Any:
+        mg.manual_seed(5)
+        net = mg.nn.Sequential(mg.nn.Linear(3, 4), mg.nn.ReLU(), mg.nn.Linear(4, 1))
+        for layer in (net[0], net[2]):
+            mg.nn.utils.spectral_norm(layer, gradient=gradient)
+        net.to(device="cuda")
+        opt = mg.optim.Adam(net.parameters(), betas=(0.0, 0.9))
+        step = training(net, opt)  # type: ignore[arg-type]
+        step = mg.cuda.graph(step) if captured else step
+        losses = [step(x).item() for x in batches(5)]
+        return losses, {name: x.detach().numpy().tolist() for name, x in net.state_dict().items()}
+
+    assert run(True) == run(False)
+
+
+# Guards ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_changed_is_said() -> None:
+    net = Net()
+    opt = mg.optim.Adam(net.parameters())
+    step = mg.cuda.graph(training(net, opt))
+    x, other = batches(2)
+    step(x)
+    for _ in range(2):  # after the first step, and after the second
+        with pytest.raises(ValueError, match=r"argument 0 was a float32 tensor of shape \(4, 3\).*got .* \(2, 3\)"):
+            step(x[:2])
+        with pytest.raises(ValueError, match=r"float32 tensor.*got a float64 tensor"):
+            step(x.to(mg.float64))
+        with pytest.raises(ValueError, match="argument 1 was absent"):
+            step(x, other)
+        with pytest.raises(ValueError, match="grad mode was True"), mg.no_grad():
+            step(x)
+        net.eval()
+        with pytest.raises(RuntimeError, match="Net was in training mode in the first step, and is in evaluation mode"):
+            step(x)
+        net.train()
+        net.drop.eval()
+        with pytest.raises(RuntimeError, match="Dropout was in training mode"):
+            step(x)
+        net.train()
+        step(x)
+    with pytest.raises(ValueError, match="requires grad"):
+        step(x.detach().requires_grad_())
+    with pytest.raises(TypeError, match="got ndarray for 0"):
+        step(np.ones(3))
+
+
+def test_what_was_replaced_is_said() -> None:
+    net = Net()
+    opt = mg.optim.Adam(net.parameters())
+    step = mg.cuda.graph(training(net, opt))
+    x = batches(1)[0]
+    for _ in range(3):
+        step(x)
+    before = _default().get_state()
+    opt.load_state_dict(opt.state_dict())
+    with pytest.raises(RuntimeError, match=r"another state .*Make the step anew"):
+        step(x)
+    assert [s["step"] for s in opt.state.values()] == [3, 3, 3]
+    assert _default().get_state() == before
+    step = mg.cuda.graph(training(net, opt))
+    for _ in range(3):
+        step(x)
+    net.mean = mg.zeros(4, device="cuda")
+    with pytest.raises(RuntimeError, match=r"'mean', of shape \(4,\), has been replaced"):
+        step(x)
+
+
+def test_a_loaded_state_dict_is_used() -> None:
+    net = Net()
+    x = batches(1)[0]
+    step = mg.cuda.graph(lambda x: net(x))
+    net.drop.eval()
+    for _ in range(3):
+        step(x)
+    net.load_state_dict({name: mg.zeros(*y.shape, device="cuda") for name, y in net.state_dict().items()})
+    assert (step(x) == 0).all().item()
+
+
+# What cannot be captured ----------------------------------------------------------------------------------------------
+
+HERE = r", at .*test_cuda_graph.py:\d+"
+
+
+@pytest.mark.parametrize(
+    ("fn", "complaint"),
+    [
+        (lambda x: x * x.sum().item(), "reads values back to the host" + " .*" + HERE),
+        (lambda x: x if x.sum() > 0 else -x, "reads values back" + " .*" + HERE),
+        (lambda x: x[x > 0], "a boolean mask" + ".*" + HERE),
+        (lambda x: sigma_max(x, 0), "an SVD.*" + HERE),
+        (lambda x: x.to("cpu"), r"reads values back .*to\('cpu'\)"),
+        (lambda x: x * mg.tensor([1.0, 2.0, 3.0], device="cuda"), "copies values from the host.*" + HERE),
+        (lambda x: (mg.cuda.synchronize(), x)[1], "waits for the device"),
+        (lambda x: (mg.ones(2) * 2, x)[1], r"op 'mul' ran on the CPU.*Move its tensors to 'cuda'"),
+        (lambda x: (x.__dlpack__(), x)[1], "gives memory away"),
+    ],
+    ids=["item", "if", "mask", "svd", "to", "tensor", "synchronize", "cpu", "dlpack"],
+)
+def test_a_step_that_cannot_be_captured(fn: Any, complaint: str) -> None:
+    step = mg.cuda.graph(fn)
+    x = batches(1)[0]
+    step(x)  # runs as it is
+    with pytest.raises(RuntimeError, match=complaint):
+        step(x)
+    assert mode.recorder is None
+    assert mode.witness is None
+    assert (x + 1 == 1 + x).all().item()  # nothing is recorded any more
+
+
+def test_state_does_not_advance_when_a_capture_fails() -> None:
+    net = Net()
+    opt = mg.optim.Adam(net.parameters())
+    plain = training(net, opt)
+    calls = []
+
+    def fn(x: mg.Tensor) -> mg.Tensor:
+        loss = plain(x)
+        calls.append(1)
+        return loss * loss.item() if len(calls) == 2 else loss
+
+    def state() -> Any:
+        values = {name: x.detach().numpy().tolist() for name, x in net.state_dict().items()}
+        moments = [{k: v if k == "step" else v.tolist() for k, v in s.items()} for s in opt.state.values()]
+        return values, moments, _default().get_state()
+
+    step = mg.cuda.graph(fn)
+    x = batches(1)[0]
+    step(x)
+    before = state()
+    with pytest.raises(RuntimeError, match="reads values back"):
+        step(x)
+    assert state() == before
+    step(x)  # now it can
+    step(x)
+    assert [s["step"] for s in opt.state.values()] == [3, 3, 3]
+
+
+def test_gradients_of_the_step_before() -> None:
+    w = mg.ones(3, device="cuda").requires_grad_()
+    step = mg.cuda.graph(lambda x: (w * x).sum().backward())
+    step(mg.ones(3, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"adds to the gradient, from before the step.*zero_grad\(\)"):
+        step(mg.ones(3, device="cuda"))
+
+
+def test_a_tensor_that_is_replaced_instead_of_changed() -> None:
+    class Carrying:
+        h = mg.zeros(3, device="cuda")
+
+        def __call__(self, x: mg.Tensor) -> mg.Tensor:
+            self.h = self.h * 0.5 + x
+            return self.h
+
+    step = mg.cuda.graph(Carrying())
+    step(mg.ones(3, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"let go of a tensor from before the step.*copy_\(\)"):
+        step(mg.ones(3, device="cuda"))
+
+
+def test_a_parameter_that_joins_in_the_second_step() -> None:
+    a, b = (mg.ones(3, device="cuda").requires_grad_() for _ in range(2))
+    opt = mg.optim.Adam([a, b])
+    calls = []
+
+    @mg.cuda.graph
+    def step(x: mg.Tensor) -> None:
+        calls.append(1)
+        opt.zero_grad()
+        ((a + b if len(calls) > 1 else a) * x).sum().backward()
+        opt.step()
+
+    step(mg.ones(3, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"made its state .* in the second step"):
+        step(mg.ones(3, device="cuda"))
+
+
+def test_a_step_in_a_step() -> None:
+    inner = mg.cuda.graph(lambda x: x * 2)
+    with pytest.raises(RuntimeError, match="cannot be a part of another"):
+        mg.cuda.graph(lambda x: inner(x))(mg.ones(3, device="cuda"))
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_a_step_is_its_own_and_comes_back() -> None:
+    gc.collect()
+    x = mg.ones(1000, device="cuda")
+    step = mg.cuda.graph(lambda x: ((x * 2) * 3 + 1).sum())
+    step(x)
+    before = mg.cuda.memory_reserved()
+    step(x)
+    grown = mg.cuda.memory_reserved() - before
+    assert 0 < grown <= 2 * 4096 + (1 << 15) + 8 * 512  # two blocks take turns, whatever the number of ops
+    held = [mg.full((1000,), 9.0, device="cuda") for _ in range(8)]  # take nothing from the step
+    assert step(x).item() == 7000
+    assert all((other == 9).all().item() for other in held)
+    del step, held
+    gc.collect()
+    mg.cuda.empty_cache()
+    assert mg.cuda.memory_reserved() <= before
