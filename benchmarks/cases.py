@@ -54,7 +54,7 @@ def times(shape: tuple[int, ...]) -> str:
 
 
 def sn(shape: tuple[int, ...], group: str = "SN node", size: int = 0) -> Case:
-    """Power iteration, W̄ and ∂L/∂W: seven passes over arrays of W's size at least (W twice, W̄; G twice, W̄ or W; ∂L/∂W)."""
+    """Power iteration, W̄ and ∂L/∂W: at least seven passes over arrays of W's size (W, W, W̄; G, W, G, ∂L/∂W)."""
     moved, without = 7 * 4 * math.prod(shape), UNCOMPILED if size else {}
     return Case(times(shape), group, Derivative(networks.weight(*shape)), bytes=moved, size=size, without=without)
 

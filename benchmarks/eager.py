@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +10,19 @@ from typing import Any
 import numpy as np
 
 from benchmarks.work import (
-    Adam, Array, Build, Copy, Derivative, LeftOut, Matmul, Running, Several, Training, Work, normal, random,
+    Adam,
+    Array,
+    Build,
+    Copy,
+    Derivative,
+    LeftOut,
+    Matmul,
+    Running,
+    Several,
+    Training,
+    Work,
+    normal,
+    random,
 )  # fmt: skip
 
 Tensor = Any
@@ -58,8 +71,10 @@ class Library:
 
     def start(self, work: Work) -> Running:
         """Begin a piece of work. LeftOut: not here."""
-        kinds = {Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Copy: copy, Several: several}
-        running: Running = kinds[type(work)](self, work)  # type: ignore[operator]
+        kinds: dict[Any, Any] = {
+            Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Copy: copy, Several: several,
+        }  # fmt: skip
+        running: Running = kinds[type(work)](self, work)
         return running
 
 
@@ -150,6 +165,7 @@ class CapturedTorch(Torch):
         return call
 
 
+@functools.lru_cache(maxsize=8)  # as many as one case has
 def state(build: Build, dtype: str) -> dict[str, Array]:
     """The parameters and buffers that all sides start from: minigrad's, none of them zero."""
     lib = Minigrad()
@@ -162,6 +178,7 @@ def state(build: Build, dtype: str) -> dict[str, Array]:
     return arrays
 
 
+@functools.lru_cache(maxsize=8)
 def upstream(work: Derivative) -> Array:
     """∂L/∂y, of the shape of y."""
     lib = Minigrad()

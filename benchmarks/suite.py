@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,11 +47,11 @@ class Result:
 def torch_side(name: str) -> Side:
     """torch, asked for before minigrad is imported: its threads shall wait as they do without minigrad's setting."""
     eager = importlib.import_module("benchmarks.eager")
-    return eager.CompiledTorch() if name == "torch.compile" else eager.Torch()  # type: ignore[no-any-return]
+    return eager.CompiledTorch() if name == "torch.compile" else eager.Torch()
 
 
 def _class(module: str, name: str) -> Callable[[], Side]:
-    return lambda: getattr(importlib.import_module(f"benchmarks.{module}"), name)()  # type: ignore[no-any-return]
+    return lambda: getattr(importlib.import_module(f"benchmarks.{module}"), name)()
 
 
 #: Name -> the package that it needs, and what makes the side.
@@ -94,24 +94,17 @@ def compare(case: Case, results: dict[str, dict[str, Array]]) -> dict[str, float
     largest: dict[str, float] = {}
     for name, found in others:
         if found.keys() != expected.keys():
-            raise Disagreement(f"{case.name}: {first} and {name} computed {sorted(found.keys() ^ expected.keys())} alone")
-        apart = {key: difference(found[key], expected[key]) for key in expected}
-        worst = max(apart, key=apart.__getitem__)
-        largest[name] = apart[worst]
-        if not apart[worst] <= case.tolerance:
+            apart = sorted(found.keys() ^ expected.keys())
+            raise Disagreement(f"{case.name}: only one of {first} and {name} computed {', '.join(apart)}")
+        differences = {key: difference(found[key], expected[key]) for key in expected}
+        worst = max(differences, key=differences.__getitem__)
+        largest[name] = differences[worst]
+        if not differences[worst] <= case.tolerance:
             raise Disagreement(
-                f"{case.name}: {worst} of {name} and of {first} differ by {apart[worst]:.1e} of its norm; "
+                f"{case.name}: {worst} of {name} and of {first} differ by {differences[worst]:.1e} of its norm; "
                 f"expected at most {case.tolerance:.0e}"
             )
     return largest
-
-
-def run(
-    cases: Iterable[Case], sides: list[Side], pace: Pace, stopwatch: Stopwatch = wall_clock
-) -> Iterator[Result]:
-    """Each case with all sides that can do it."""
-    for case in cases:
-        yield one(case, sides, pace, stopwatch)
 
 
 def one(case: Case, sides: list[Side], pace: Pace, stopwatch: Stopwatch = wall_clock) -> Result:

@@ -68,10 +68,10 @@ QUICK = Pace(rounds=3, sample=0.002, settle=0.0, budget=1.0)
 
 def interleave(
     sides: Mapping[str, Call],
-    pace: Pace = Pace(),  # noqa: B008
+    pace: Pace,
     stopwatch: Stopwatch = wall_clock,
 ) -> dict[str, tuple[float, ...]]:
-    """Name -> seconds per call, one value per round. The sides take turns; who begins a round, begins the last no more."""
+    """Name -> seconds per call, one value per round. The sides take turns, each round begins with the next."""
     calls = {name: _calls(call, pace, stopwatch) for name, call in sides.items()}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     order, spent = list(sides), 0.0

@@ -18,8 +18,11 @@ class LeftOut(Exception):
 
 
 class Running(NamedTuple):
-    """Work on one side: `step` does it once and returns when it is done (on a GPU: when it is launched); `results` makes
-    named arrays of what `step` returned, in the layouts of torch."""
+    """Work on one side.
+
+    `step` does it once and returns when it is done (on a GPU: when it is launched); `results` makes named arrays of
+    what `step` returned, in torch's layouts.
+    """
 
     step: Callable[[], Any]
     results: Callable[[Any], dict[str, Array]]
@@ -92,4 +95,4 @@ def random() -> np.random.Generator:
 
 def normal(shape: tuple[int, ...], dtype: str = "float32") -> Array:
     """An upstream gradient."""
-    return np.random.default_rng(1).standard_normal(shape, dtype=dtype)  # type: ignore[no-any-return, call-overload]
+    return np.random.default_rng(1).standard_normal(shape, dtype=dtype)  # type: ignore[call-overload]
