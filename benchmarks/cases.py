@@ -42,7 +42,7 @@ SN_SCALING, STEP_SCALING = "SN node against size", "SNDCGAN D step against batch
 #: The case whose bytes per second others are compared with.
 COPY = "copy"
 #: The case, and the part of it that normalization is.
-STEP, NODES = "SNDCGAN D step", "its 2 × 8 SN nodes"
+STEP, NODES = "SNDCGAN D step", "SNDCGAN D step, SN alone"
 
 
 def times(shape: tuple[int, ...]) -> str:

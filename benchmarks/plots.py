@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from benchmarks.report import ratios
 from benchmarks.suite import Result
@@ -58,6 +58,7 @@ def ratio_plot(results: Sequence[Result]) -> Figure:
         axes.set_yticks(range(len(members)), [result.case.name for result in members])
         axes.grid(axis="y", visible=False)
     axes = all_axes[-1, 0]
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}×"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("peer's time / minigrad's: to the right of the line minigrad is faster")
@@ -87,6 +88,9 @@ def scaling_plot(results: Sequence[Result]) -> Figure:
         below.set(ylabel="peak memory, MiB", xlabel="size", yscale="log")
         below.set_xticks([r.case.size for r in members], [str(r.case.size) for r in members], minor=False)
         below.xaxis.set_minor_formatter(NullFormatter())
+        for axes in (above, below):
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         above.legend(frameon=False)
     return figure
 
@@ -95,14 +99,18 @@ def start_plot(starts: Sequence[dict[str, Any]]) -> Figure:
     """Import and first training step, stacked, with an empty and with a filled cache of compiled code."""
     figure = Figure(figsize=(8.5, 0.5 + 0.75 * len(starts)), layout="constrained")
     axes = figure.subplots()
-    labels = []
-    for i, row in enumerate(starts):
-        for j, cache in enumerate(("empty cache", "filled cache")):
-            y, colour = 2.6 * i + j, COLOURS.get(row["side"], "black")
-            axes.barh(y, row["import"], color="#bbbbbb", label="import" if i == j == 0 else None)
-            axes.barh(y, row[cache], left=row["import"], color=colour, alpha=1 if j else 0.55)
-            axes.text(row["import"] + row[cache], y, f" {row['import'] + row[cache]:.2f} s", va="center", fontsize=8)
-            labels.append((y, f"{row['side']}, {cache}"))
+    labels: list[tuple[float, str]] = []
+    y = 0.0
+    for row in starts:
+        caches = [name for name in ("empty cache", "filled cache") if name in row]
+        for cache in caches:
+            colour, end = COLOURS.get(row["side"], "black"), row["import"] + row[cache]
+            axes.barh(y, row["import"], color="#bbbbbb")
+            axes.barh(y, row[cache], left=row["import"], color=colour, alpha=0.55 if cache != caches[-1] else 1)
+            axes.text(end, y, f" {end:.2f} s", va="center", fontsize=8)
+            labels.append((y, f"{row['side']}, {cache}" if len(caches) > 1 else row["side"]))
+            y += 1
+        y += 0.6
     axes.set_yticks(*zip(*labels, strict=True))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)

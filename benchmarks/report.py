@@ -155,7 +155,7 @@ def show_starts(console: Console, starts: Sequence[dict[str, Any]]) -> None:
     for name in columns:
         table.add_column(name, justify="right")
     for row in starts:
-        table.add_row(row["side"], *(seconds(row[name]) for name in columns))
+        table.add_row(row["side"], *(seconds(row[name]) if name in row else "[dim]—[/]" for name in columns))
     console.print(table)
     for row in starts:
         if kernels := row["kernels"]:

@@ -108,7 +108,7 @@ def compare(case: Case, results: dict[str, dict[str, Array]]) -> dict[str, float
 
 
 def one(case: Case, sides: list[Side], pace: Pace, stopwatch: Stopwatch = wall_clock) -> Result:
-    """Begin, compare, time."""
+    """Begin, compare, time. A peer that fails is left out; if the first side does, or two disagree, none is timed."""
     result = Result(case)
     running: dict[str, Running] = {}
     made: dict[str, dict[str, Array]] = {}
@@ -123,6 +123,13 @@ def one(case: Case, sides: list[Side], pace: Pace, stopwatch: Stopwatch = wall_c
             made[side.name] = work.results(returned)
         except LeftOut as why:
             result.left_out[side.name] = str(why)
+        except Exception as error:  # what a library fails at must not cost the cases that follow
+            words = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            if side is sides[0]:
+                result.failure = f"{case.name}: {side.name} failed with {words}"
+                return result
+            result.left_out[side.name] = f"failed with {words}"
+            running.pop(side.name, None)
     try:
         result.differences = compare(case, made)
     except Disagreement as failure:

@@ -84,7 +84,6 @@ def interleave(
             taken = stopwatch(call, times)
             spent += taken
             seconds[name].append(taken / times)
-        gc.collect()
         order = order[1:] + order[:1]
     return {name: tuple(found) for name, found in seconds.items()}
 
