@@ -309,10 +309,10 @@ def test_the_script_for_a_gpu_goes_on_after_failures(tmp_path):
     if not (bash := shutil.which("bash")):
         pytest.skip("needs bash")
     script = Path(command.__file__).parent / "gpu_session.sh"
-    (tmp_path / "python").write_text('#!/bin/sh\necho "ran $*"\ncase "$*" in *-m\\ pytest*) exit 3;; *) exit 0;; esac\n')
-    (tmp_path / "python").chmod(0o755)
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 0\n")
-    (tmp_path / "nvidia-smi").chmod(0o755)
+    stub = '#!/bin/sh\necho "ran $*"\ncase "$*" in *-m\\ pytest*) exit 3;; *) exit 0;; esac\n'
+    for name, text in (("python", stub), ("nvidia-smi", "#!/bin/sh\n")):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:/usr/bin:/bin"
     out = tmp_path / "out"
     environment = {"PATH": path, "PYTHON": str(tmp_path / "python")}
