@@ -237,7 +237,7 @@ def test_a_refused_case_fails_the_command(tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     assert command.main(["--quick", "--only", "SN node: 16", "--json", str(path)]) == 1
     said = capsys.readouterr().out
-    assert "refused" in said and "torch: not installed" in said
+    assert "refused SN node, 16×16: " in said and "torch: not installed" in said
     (row,) = json.loads(path.read_text())["cases"]
     assert "differ by" in row["failure"] and row["seconds"] == {}
 
