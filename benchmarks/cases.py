@@ -17,8 +17,8 @@ from benchmarks.work import Adam, Array, Build, Copy, Derivative, Matmul, Severa
 SAME = {"float32": 1e-5, "float64": 1e-12}
 #: The same after some steps of training: Adam makes much of the signs of gradients that are nearly 0.
 SAME_TRAINING = 1e-3
-#: And for GANs: one of millions of leaky ReLUs that rounding carries over its kink moves the gradient of a layer by 1e-3,
-#: and of what D asks of G batch norms leave little. (In the small sizes of `--quick` they agree to 1e-5.)
+#: And for GANs: one of millions of leaky ReLUs that rounding carries over its kink moves a layer's gradient by 1e-3, and
+#: of what D asks of G batch norms leave little. (In the small sizes of `--quick` they agree to 1e-5.)
 SAME_GAN = 3e-2
 #: A learning rate at which rounding does not grow into another network in some steps; the time is that of any other.
 SLOWLY = 1e-6

@@ -319,4 +319,4 @@ def test_the_script_for_a_gpu_goes_on_after_failures(tmp_path):
     done = subprocess.run([bash, str(script), str(out)], env=environment, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1 and "-- tests: exit code 3" in done.stdout
     assert f"ran -m benchmarks.cuda --json {out}/cuda.json" in (out / "benchmarks.log").read_text()
-    assert "1 failed (tests)" in done.stdout.splitlines()[-1]
+    assert "failed (tests" in done.stdout.splitlines()[-1]
