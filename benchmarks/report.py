@@ -130,7 +130,7 @@ def _group(group: str, results: Sequence[Result], peers: Sequence[str], own: Seq
                 table.add_row(*cells, *(f"{result.memory.get(name, 0) / 2**20:.1f}" for name in weighed))
     for mine in own:
         found = [ratios(result, mine) for result in results if mine in result.seconds]
-        if len(found) > 1:
+        if timed and len(found) > 1:
             medians = ([f[peer].median for f in found if peer in f] for peer in timed)
             means = (f"{mean(values):.3g}" if values else "" for values in medians)
             table.add_section()
