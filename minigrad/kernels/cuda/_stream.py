@@ -7,6 +7,7 @@ once, and the driver is called directly. In the simulator there is no stream, an
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import struct
 import threading
@@ -128,7 +129,8 @@ if SIMULATED:
         pass
 
 else:
-    from cuda.bindings import driver
+    with contextlib.suppress(ImportError):  # comes with numba-cuda; where that is missing, nothing gets to a launch
+        from cuda.bindings import driver
 
     def function_of(kernel: Any) -> Any:
         """What the driver launches, of a kernel that Numba has compiled."""
