@@ -23,6 +23,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(_numba, "SIMULATED", False)
     monkeypatch.setattr(_numba.cuda, "implementation", "NVIDIA", raising=False)
     monkeypatch.setattr(_numba.cuda, "gpus", [object()])
+    monkeypatch.setattr(_numba, "driver", object())
     monkeypatch.setattr(_numba, "problem", _numba.problem)
     return _numba
 
@@ -53,6 +54,11 @@ def test_without_numba_cuda(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(parts.cuda, "implementation", "Built-in")
     assert "numba-cuda is not installed" in error()
     assert 'pip install "numba-cuda[cu13]==0.30.*"' in error()
+
+
+def test_without_cuda_bindings(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "driver", None)
+    assert "cuda-bindings, which belongs to numba-cuda, is not installed" in error() and "pip install" in error()
 
 
 def test_without_a_driver(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:

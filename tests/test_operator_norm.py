@@ -475,10 +475,13 @@ def test_diagnose_knows_the_norm_of_a_convolution():
 
 def test_compare_gradients_writes_a_convolution_out():
     model, loss, _ = small_model()
-    for row in mg.spectral.compare_gradients(model, loss):
+    table = mg.spectral.compare_gradients(model, loss)
+    assert str(table).count("—") == 2 * 5  # of "exact": three oracles, and how far off it is
+    for row in table:
         name = row["convention"]
         assert row["meets"] == ([CONVENTIONS[name].oracle] if CONVENTIONS[name].oracle and name != "exact" else [])
-        assert (row["svd"] is None) == (name == "exact")
+        for key in ("frozen", "svd", "live", "svd_error", "relative", "angle"):
+            assert (row[key] is None) == (name == "exact")
     (row,) = mg.spectral.compare_gradients(model, loss, like="torch", layers="0")  # of the reshaped weight
     assert row["meets"] == ["frozen"]
     large = registered(mg.nn.Conv2d(3, 3, 3, padding=1, **F64), 64)

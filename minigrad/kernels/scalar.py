@@ -162,6 +162,15 @@ def adam(
     return shrink * p - lr * m / (math.sqrt(v) * rms + eps), m, v
 
 
+def adam_numbers(
+    step: int, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, decoupled: bool
+) -> tuple[float, ...]:
+    """What `adam` takes behind the arrays, in the `step`-th step, counted from 1; found once for all elements."""
+    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+    rate, rms = lr / (1 - betas[0] ** step), 1 / math.sqrt(1 - betas[1] ** step)
+    return rate, 1 - betas[0], 1 - betas[1], eps, decay, shrink, rms
+
+
 def rmsprop(
     p: Scalar,
     g: Scalar,

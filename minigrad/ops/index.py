@@ -78,7 +78,8 @@ def raw_index(index: Any) -> tuple[Any, bool]:
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index]: a view for ints and slices; a copy for integer tensors and bool masks, whose repeats add gradients.
 
-    IndexError for a position out of range or a mask of another shape.
+    IndexError for a position out of range or a mask of another shape. Where integer tensors and masks point to is found
+    on the host, also for tensors on a GPU, whose values stay there; `index_select` and `gather` find it on the device.
 
     >>> import minigrad as mg
     >>> x = mg.tensor([[1.0, 2.0], [3.0, 4.0]])

@@ -77,6 +77,9 @@ def zero_(x: Tensor) -> Tensor:
 def setitem(x: Tensor, index: Any, value: Tensor | Number) -> None:
     """x[index] = value, in place, for every index that x[index] takes. Not differentiable.
 
+    On a GPU an index with tensors or masks takes all of x to the host and back: it alone knows which of two values for
+    one place comes last.
+
     >>> import minigrad as mg
     >>> x = mg.zeros(3)
     >>> x[1:] = 5.0

@@ -253,12 +253,11 @@ def _conventions(weight: Normalized, function: Loss) -> Iterator[Row]:
     point = view.turned(*weight.flat_vectors())
     judge = _Judge(weight, function, view, dict.fromkeys(ORACLES, point), rule.n_power_iterations)
     for name in CONVENTIONS:
-        leaf = rule.original.detach().clone().requires_grad_()
-        try:
-            made = weight.normalize(name, leaf, rule.n_power_iterations)
-        except ValueError:  # a norm that has no such convention
+        if name == "exact" and not weight.reshaped:  # a convolution's singular pair is not decomposed
             yield judge(name, None)
             continue
+        leaf = rule.original.detach().clone().requires_grad_()
+        made = weight.normalize(name, leaf, rule.n_power_iterations)
         yield judge(name, _gradient(function, weight, made, leaf))
 
 

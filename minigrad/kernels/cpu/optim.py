@@ -5,7 +5,6 @@ A launch costs less than a microsecond here, so that a group is a loop of launch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,10 +90,8 @@ def adam(
     decoupled: bool,
 ) -> None:
     """`steps`: how many steps each parameter has made, with this one."""
-    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     for p, g, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        rate, rms = lr / (1 - betas[0] ** step), 1 / math.sqrt(1 - betas[1] ** step)
-        _step(_adam, p, g, [m, v], rate, 1 - betas[0], 1 - betas[1], eps, decay, shrink, rms)
+        _step(_adam, p, g, [m, v], *scalar.adam_numbers(step, lr, betas, eps, weight_decay, decoupled))
 
 
 def rmsprop(

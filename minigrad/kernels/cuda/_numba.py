@@ -28,12 +28,20 @@ with contextlib.suppress(ImportError):  # absent from the built-in target, which
     config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # small arrays make small grids
 
 
+driver: Any = None  # of the package cuda-bindings, which comes with numba-cuda; the simulator has none
+if not SIMULATED:
+    with contextlib.suppress(ImportError):  # `problem` tells
+        from cuda.bindings import driver
+
+
 def problem() -> str | None:
     """What keeps kernels from being launched here, and the way out; None if nothing does."""
     if SIMULATED:
         return None
     if getattr(cuda, "implementation", "Built-in") == "Built-in":
         return f"the package numba-cuda is not installed, and Numba's built-in target is unfit. Use {_INSTALL}"
+    if driver is None:
+        return f"the package cuda-bindings, which belongs to numba-cuda, is not installed. Use {_INSTALL}"
     try:
         found = len(cuda.gpus)
     except ImportError as error:  # Numba's CudaSupportError is one

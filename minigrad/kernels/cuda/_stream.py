@@ -7,7 +7,6 @@ once, and the driver is called directly. In the simulator there is no stream, an
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import struct
 import threading
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, driver
 
 Words = tuple[Any, ...]
 _BYTES = {"f2": "e6x", "f4": "f4x", "f8": "d", "i8": "q", "u4": "I4x", "u8": "Q", "?": "?7x"}
@@ -129,8 +128,6 @@ if SIMULATED:
         pass
 
 else:
-    with contextlib.suppress(ImportError):  # comes with numba-cuda; where that is missing, nothing gets to a launch
-        from cuda.bindings import driver
 
     def function_of(kernel: Any) -> Any:
         """What the driver launches, of a kernel that Numba has compiled."""

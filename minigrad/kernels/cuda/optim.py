@@ -8,7 +8,6 @@ a step lie in device memory, too. All three are kept as long as they do not chan
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -191,11 +190,9 @@ def adam(
     decoupled: bool,
 ) -> None:
     """`steps`: how many steps each parameter has made, with this one."""
-    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     made: list[Step] = []
     for p, g, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        rate, rms = lr / (1 - betas[0] ** step), 1 / math.sqrt(1 - betas[1] ** step)
-        made.append((_ADAM, [p, g, m, v], (rate, 1 - betas[0], 1 - betas[1], eps, decay, shrink, rms)))
+        made.append((_ADAM, [p, g, m, v], scalar.adam_numbers(step, lr, betas, eps, weight_decay, decoupled)))
     _run(made)
 
 
