@@ -6,6 +6,7 @@ Nothing is compiled at import and no driver is touched, so that kernels can be r
 from __future__ import annotations
 
 import contextlib
+import importlib
 import ctypes
 from typing import Any
 
@@ -31,7 +32,7 @@ with contextlib.suppress(ImportError):  # absent from the built-in target, which
 driver: Any = None  # of the package cuda-bindings, which comes with numba-cuda; the simulator has none
 if not SIMULATED:
     with contextlib.suppress(ImportError):  # `problem` tells
-        from cuda.bindings import driver
+        driver = importlib.import_module("cuda.bindings.driver")
 
 
 def problem() -> str | None:
