@@ -265,9 +265,13 @@ class Node:
     def _owns(self, gradient: Tensor, known: list[Any]) -> bool:
         """Is the gradient's memory fresh: no view, and neither g's nor that of anything kept?"""
         data = gradient.data
-        aux = (x for kept in known if type(kept) is tuple for x in kept)
-        held = any(isinstance(x, Tensor) and x.data is data for x in itertools.chain(known, aux))
-        return not held and not kernels(gradient.device).is_view(data)
+        if kernels(gradient.device).is_view(data):
+            return False
+        for kept in known:
+            for x in kept if type(kept) is tuple else (kept,):
+                if isinstance(x, Tensor) and x.data is data:
+                    return False
+        return True
 
     def _changed(self, now: int, then: int, place: int) -> RuntimeError:
         name = self.plan.keeps[place][0]

@@ -24,15 +24,15 @@ def _collect(
     nodes: list[Node] = []
     leaves: list[Tensor] = []
     seen: set[int] = set()
-    stack = list(roots)
+    stack: list[Node | Tensor | None] = list(roots)
     while stack:
         edge = stack.pop()
-        if id(edge) in seen:
+        if edge is None or id(edge) in seen:
             continue
         seen.add(id(edge))
         if isinstance(edge, Node):
             nodes.append(edge)
-            stack.extend(e for e in edge.edges if e is not None)
+            stack += edge.edges
         else:
             leaves.append(edge)
     nodes.sort(key=lambda node: node.serial, reverse=True)

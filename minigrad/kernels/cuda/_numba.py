@@ -6,8 +6,8 @@ Nothing is compiled at import and no driver is touched, so that kernels can be r
 from __future__ import annotations
 
 import contextlib
-import importlib
 import ctypes
+import importlib
 from typing import Any
 
 import numpy as np
