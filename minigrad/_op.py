@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from minigrad._mode import mode
 from minigrad._tensor import Tensor
@@ -14,6 +14,7 @@ from minigrad.device import kernels
 
 Rule = Callable[..., Tensor | None]
 Saved = dict[str, Any]
+Version = tuple[list[int], int, int]  # the counter of a tensor, its value at the time, the place where it is kept
 _serial_numbers = itertools.count()
 
 
@@ -42,7 +43,7 @@ class Op:
         self.attributes = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         self.variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
         self.rules: dict[str, tuple[Rule, tuple[str, ...]]] = {}
-        self._plans: dict[int, tuple[tuple[str, str, int], ...]] = {}
+        self._plans: dict[int, Plan] = {}
 
     def vjp(self, **rules: Rule) -> None:
         """State the vector-Jacobian product for each input by name."""
@@ -54,15 +55,16 @@ class Op:
             if unknown := [want for want in wants if want not in known]:
                 raise TypeError(f"{self.name}.vjp for {name!r}: nothing is called {unknown}; there are {sorted(known)}")
             self.rules[name] = rule, wants
+        self._plans.clear()
 
     def input_name(self, i: int) -> str:
         return self.inputs[min(i, len(self.inputs) - 1)]
 
     def __call__(self, *inputs: Any, **attributes: Any) -> Any:
         device = None
-        requiring = 0
+        requiring, bit = 0, 1
         raw = []
-        for i, x in enumerate(inputs):
+        for x in inputs:
             if isinstance(x, Tensor):
                 if device is None:
                     device = x.device
@@ -72,29 +74,32 @@ class Op:
                         f"Move them with to('{device}')."
                     )
                 if x._requires_grad:
-                    requiring |= 1 << i
+                    requiring |= bit
                 raw.append(x.data)
-            elif x is None or isinstance(x, bool | int | float):
+            elif x is None or isinstance(x, (int, float)):
                 raw.append(x)
             else:
                 raise self._no_tensor(x)
+            bit <<= 1
         if device is None:
             raise self._no_tensor(inputs[0] if inputs else None)
         k = kernels(device)
-        made = self.forward(k, *raw, **attributes)
-        out, *byproducts = made if type(made) is tuple else (made,)
+        out = self.forward(k, *raw, **attributes)
         if self.moves:
             device = attributes["device"]
             k = kernels(device)
+        aux: tuple[Tensor, ...] = ()
+        if type(out) is tuple:
+            aux = tuple([Tensor(array, device) for array in out[1:]])
+            out = out[0]
         result = Tensor(k.asarray(out), device)
         if self.view and k.shares_memory(result.data, raw[0]):
             result.version = inputs[0].version
-        aux = tuple(Tensor(array, device) for array in byproducts)
         if mode.anomaly:
             self._look_for_nan(k, inputs, result)
         if mode.witness is not None:
             mode.witness(self, inputs, attributes, result, aux)
-        if requiring and mode.grad and self.rules and result.dtype.kind == "f":  # a cast to integers ends here
+        if requiring and self.rules and mode.grad and result.data.dtype.kind == "f":  # a cast to integers ends here
             result.node = self._record(requiring, inputs, attributes, result, aux)
             result._requires_grad = True
         return (result, *aux) if aux else result
@@ -103,29 +108,31 @@ class Op:
         plan = self._plans.get(requiring)
         if plan is None:
             plan = self._plans[requiring] = self._plan(requiring)
-        saved: Saved = {}
-        versions = {}
-        for name, kind, i in plan:
+        saved: list[Any] = []
+        versions: list[Version] = []
+        for name, kind, i in plan.keeps:
             if kind == "input":
-                x = saved[name] = inputs[i]
+                x = inputs[i]
                 if isinstance(x, Tensor):
-                    versions[name] = x.version, x.version[0]
-            elif kind == "shape":
-                saved[name] = _shape(inputs[i]) if i >= 0 else tuple(map(_shape, inputs))
+                    versions.append((x.version, x.version[0], len(saved)))
+                saved.append(x)
             elif kind == "attribute":
-                saved[name] = attributes[name]
+                saved.append(attributes[name])
+            elif kind == "shape":
+                saved.append(_shape(inputs[i]) if i >= 0 else tuple(map(_shape, inputs)))
             elif kind == "out":  # the array, not the Tensor: that would close a cycle through its node
-                saved[name] = out.data
-                versions[name] = out.version, out.version[0]
+                versions.append((out.version, out.version[0], len(saved)))
+                saved.append(out.data)
             else:
-                saved[name] = aux
+                saved.append(aux)
         edges = [(x.node or x) if isinstance(x, Tensor) and x._requires_grad else None for x in inputs]
-        return Node(self, edges, saved, versions, out)
+        return Node(self, plan, edges, saved, versions, out)
 
-    def _plan(self, requiring: int) -> tuple[tuple[str, str, int], ...]:
-        """What to keep when these inputs (a bit mask) require grad."""
+    def _plan(self, requiring: int) -> Plan:
+        """What to keep, and which rules to run, when these inputs (a bit mask) require grad."""
+        required = [i for i in range(requiring.bit_length()) if requiring >> i & 1]
         wanted: dict[str, tuple[str, str, int]] = {}
-        for name in dict.fromkeys(self.input_name(i) for i in range(requiring.bit_length()) if requiring >> i & 1):
+        for name in dict.fromkeys(map(self.input_name, required)):
             if name not in self.rules:
                 raise RuntimeError(
                     f"{self.name}: input {name!r} is a constant of this op and may not require grad. "
@@ -142,7 +149,13 @@ class Op:
                     wanted[want] = want, "shape", -1 if last else self.inputs.index(base)
                 elif want in ("out", "aux"):
                     wanted[want] = want, want, 0
-        return tuple(wanted.values())
+        places = {name: place for place, name in enumerate([*wanted, "g", "i"])}
+        rules = [(i, *self.rules[self.input_name(i)]) for i in required]
+        return Plan(
+            tuple(wanted.values()),
+            tuple((i, rule, tuple(places[want] for want in wants)) for i, rule, wants in rules),
+            places.get("out"),
+        )
 
     def _no_tensor(self, x: Any) -> TypeError:
         return TypeError(
@@ -175,61 +188,102 @@ def _where(x: Any) -> str:
     return x.device if isinstance(x, Tensor) else "number"
 
 
+class Plan(NamedTuple):
+    """What a node keeps, and its rules: for each input that requires grad the rule and the places of its arguments.
+
+    The places are those in the list of what was kept, then g, then i.
+    """
+
+    keeps: tuple[tuple[str, str, int], ...]  # name, kind, which input
+    rules: tuple[tuple[int, Rule, tuple[int, ...]], ...]
+    out: int | None
+
+
 class Node:
     """One application of an op: its edges to the nodes (or leaves) it came from, and what its rules need."""
 
-    __slots__ = ("dtype", "edges", "hooks", "op", "retained", "saved", "serial", "shape", "versions")
+    __slots__ = ("dtype", "edges", "hooks", "op", "plan", "retained", "saved", "serial", "shape", "versions")
 
-    def __init__(self, op: Op, edges: list[Node | Tensor | None], saved: Saved, versions: Any, out: Tensor):
+    def __init__(
+        self,
+        op: Op,
+        plan: Plan,
+        edges: list[Node | Tensor | None],
+        saved: list[Any],
+        versions: list[Version],
+        out: Tensor,
+    ):
         self.op = op
+        self.plan = plan
         self.edges = edges
-        self.saved: Saved | None = saved
-        self.versions = versions  # name -> (the tensor's counter, its value at the time)
-        self.shape = out.shape
-        self.dtype = out.dtype
+        self.saved: list[Any] | None = saved
+        self.versions = versions
+        self.shape = out.data.shape
+        self.dtype = out.data.dtype
         self.serial = next(_serial_numbers)  # inputs are always older than outputs: the order of the walk
         self.hooks: dict[int, Callable[[Tensor], Tensor | None]] | None = None
         self.retained: weakref.ref[Tensor] | None = None
 
-    def gradients(self, g: Tensor, needed: set[int] | None) -> Iterable[tuple[Node | Tensor, Tensor, bool]]:
-        """(edge, gradient, whether nobody else holds the gradient's memory) for each input that needs one."""
+    def gradients(self, g: Tensor, needed: set[int] | None) -> list[tuple[Node | Tensor, Tensor, bool]]:
+        """(edge, gradient, whether nobody else holds the gradient's memory) for each input that needs one.
+
+        Who holds it matters, and is looked up, for leaves alone.
+        """
         if self.saved is None:
             raise RuntimeError(
                 f"backward a second time through op {self.op.name!r}: what it had saved was freed by the first walk. "
                 f"Say retain_graph=True in the first call."
             )
-        for name, (counter, then) in self.versions.items():
+        for counter, then, place in self.versions:
             if counter[0] != then:
-                what = "its output" if name == "out" else f"its input {name!r}"
-                raise RuntimeError(
-                    f"backward through op {self.op.name!r}: {what}, of shape {tuple(self.saved[name].shape)}, was "
-                    f"changed in place after the forward pass (version {counter[0]}, expected {then}). "
-                    f"Change it after backward, or give the op a clone()."
-                )
-        known: Saved = {**self.saved, "g": g}
-        if "out" in known:
-            out = known["out"] = Tensor(known["out"], g.device)
-            out.node, out._requires_grad, out.version = self, True, self.versions["out"][0]
-        held = {id(x.data) for x in (*known.values(), *known.get("aux", ())) if isinstance(x, Tensor)}
-        for i, edge in enumerate(self.edges):
+                raise self._changed(counter[0], then, place)
+        known = [*self.saved, g, 0]
+        at = self.plan.out
+        if at is not None:
+            out = known[at] = Tensor(known[at], g.device)
+            counter = next(counter for counter, _, place in self.versions if place == at)
+            out.node, out._requires_grad, out.version = self, True, counter
+        found = []
+        for i, rule, places in self.plan.rules:
+            edge = self.edges[i]
             if edge is None or (needed is not None and id(edge) not in needed):
                 continue
-            known["i"] = i
-            rule, wants = self.op.rules[self.op.input_name(i)]
-            gradient = rule(*[known[want] for want in wants])
+            known[-1] = i
+            gradient = rule(*[known[place] for place in places])
             if gradient is None:
                 continue
-            if self.op.broadcasts and gradient.shape != edge.shape:
+            if self.op.broadcasts and gradient.data.shape != edge.shape:
                 gradient = gradient.sum_to_size(edge.shape)
-            if gradient.shape != edge.shape or gradient.dtype != edge.dtype:
+            if gradient.data.shape != edge.shape or gradient.data.dtype != edge.dtype:
                 raise RuntimeError(
                     f"{self.op.name}.vjp for {self.op.input_name(i)!r}: expected a gradient of shape {edge.shape}, "
                     f"{edge.dtype}; the rule gave {gradient.shape}, {gradient.dtype}. The rule is wrong."
                 )
-            own = id(gradient.data) not in held and not kernels(gradient.device).is_view(gradient.data)
-            yield edge, gradient, own
+            found.append((edge, gradient, isinstance(edge, Tensor) and self._owns(gradient, known)))
+        return found
+
+    def _owns(self, gradient: Tensor, known: list[Any]) -> bool:
+        """Is the gradient's memory fresh: no view, and neither g's nor that of anything kept?"""
+        data = gradient.data
+        if kernels(gradient.device).is_view(data):
+            return False
+        for kept in known:
+            for x in kept if type(kept) is tuple else (kept,):
+                if isinstance(x, Tensor) and x.data is data:
+                    return False
+        return True
+
+    def _changed(self, now: int, then: int, place: int) -> RuntimeError:
+        name = self.plan.keeps[place][0]
+        what = "its output" if place == self.plan.out else f"its input {name!r}"
+        assert self.saved is not None
+        return RuntimeError(
+            f"backward through op {self.op.name!r}: {what}, of shape {tuple(self.saved[place].shape)}, was "
+            f"changed in place after the forward pass (version {now}, expected {then}). "
+            f"Change it after backward, or give the op a clone()."
+        )
 
     def free(self) -> None:
         """Drop what the rules needed. The edges stay: a later walk must find this node, to say that it was freed."""
         self.saved = None
-        self.versions = {}
+        self.versions = []

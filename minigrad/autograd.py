@@ -24,15 +24,15 @@ def _collect(
     nodes: list[Node] = []
     leaves: list[Tensor] = []
     seen: set[int] = set()
-    stack = list(roots)
+    stack: list[Node | Tensor | None] = list(roots)
     while stack:
         edge = stack.pop()
-        if id(edge) in seen:
+        if edge is None or id(edge) in seen:
             continue
         seen.add(id(edge))
         if isinstance(edge, Node):
             nodes.append(edge)
-            stack.extend(e for e in edge.edges if e is not None)
+            stack += edge.edges
         else:
             leaves.append(edge)
     nodes.sort(key=lambda node: node.serial, reverse=True)
@@ -44,8 +44,8 @@ def _collect(
     return nodes, leaves, needed
 
 
-def _run_hooks(hooks: dict[int, Callable[[Tensor], Tensor | None]] | None, g: Tensor) -> Tensor:
-    for hook in tuple((hooks or {}).values()):
+def _run_hooks(hooks: dict[int, Callable[[Tensor], Tensor | None]], g: Tensor) -> Tensor:
+    for hook in tuple(hooks.values()):
         replaced = hook(g)
         if replaced is None:
             continue
@@ -72,41 +72,44 @@ def _walk(
     """Carry gradients from the roots back: to `targets`, whose gradients are returned, or else into `leaf.grad`."""
     wanted = None if targets is None else [id(t.node or t) for t in targets]
     nodes, leaves, needed = _collect([t.node or t for t, _ in roots], None if wanted is None else set(wanted))
-    pending: dict[int, tuple[Tensor, bool]] = {}  # id of an edge -> (its gradient so far, nobody else holds it)
+    pending: dict[int, Tensor] = {}  # id of an edge -> its gradient so far
+    owned: set[int] = set()  # ids of the leaves whose gradient's memory nobody else holds
     captured: dict[int, Tensor] = {}
     anomaly = mode.anomaly
 
-    def give(edge: Node | Tensor, g: Tensor, own: bool) -> None:
-        before = pending.get(id(edge))
-        pending[id(edge)] = (g, own) if before is None else (before[0] + g, True)
-
     with grad_mode(create), no_anomaly():
         for root, g in roots:
-            give(root.node or root, g, False)
+            key = id(root.node or root)
+            pending[key] = pending[key] + g if key in pending else g
         for node in nodes:
             entry = pending.pop(id(node), None)
             onward = needed is None or any(id(edge) in needed for edge in node.edges)
-            if entry is not None and (onward or (wanted is not None and id(node) in wanted)):
-                g = _run_hooks(node.hooks, entry[0])
-                if wanted is not None and id(node) in wanted:
+            target = wanted is not None and id(node) in wanted
+            if entry is not None and (onward or target):
+                g = _run_hooks(node.hooks, entry) if node.hooks else entry
+                if target:
                     captured[id(node)] = g
                 elif wanted is None and node.retained is not None and (tensor := node.retained()) is not None:
                     _accumulate(tensor, g, own=False)
                 for edge, gradient, own in node.gradients(g, needed) if onward else ():
                     if anomaly and kernels(gradient.device).has_nan(gradient.data):
                         raise RuntimeError(f"detect_anomaly: the vjp of op {node.op.name!r} made the first NaN")
-                    give(edge, gradient, own)
+                    key = id(edge)
+                    before = pending.get(key)
+                    pending[key] = gradient if before is None else before + gradient
+                    if own or before is not None:
+                        owned.add(key)
             if onward and not retain:
                 node.free()
         for leaf in leaves:
             entry = pending.pop(id(leaf), None)
             if entry is None or (needed is not None and id(leaf) not in needed):
                 continue
-            g = _run_hooks(leaf.hooks, entry[0])
+            g = _run_hooks(leaf.hooks, entry) if leaf.hooks else entry
             if wanted is not None:
                 captured[id(leaf)] = g
             else:
-                _accumulate(leaf, g, own=entry[1] and not leaf.hooks)
+                _accumulate(leaf, g, own=id(leaf) in owned and not leaf.hooks)
         if targets is None or wanted is None or needed is None:
             return []
         missing = {w: _zeros(t) for t, w in zip(targets, wanted, strict=True) if w in needed and w not in captured}

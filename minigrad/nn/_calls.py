@@ -30,28 +30,34 @@ _calls = _Calls()
 
 def value(module: Module, name: str) -> Tensor | None:
     """The value given for a parametrized weight, or else that of the forward call now running; None outside of both."""
+    key = id(module)
     for values in (_calls.given, _calls.running):
-        if name in values.get(id(module), ()):
-            return values[id(module)][name]
+        found = values.get(key)
+        if found is not None and name in found:
+            return found[name]
     return None
 
 
 def call(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A forward call: each parametrization begins it, and may step its state once it has succeeded."""
-    given = _calls.given.get(id(module), ())
-    rules = {name: rule for name, rule in module._parametrized().items() if name not in given}
-    begun = {name: rule.begin(module.training) for name, rule in rules.items()}
-    running = _calls.running
-    outer = running.get(id(module))  # a call of this module from within its own forward
-    running[id(module)] = {name: x for name, (x, _) in begun.items()}
+    key, running = id(module), _calls.running
+    given = _calls.given.get(key, ())
+    values: dict[str, Tensor] = {}
+    commits = []
+    for name, rule in module._parametrized().items():
+        if name not in given:
+            values[name], commit = rule.begin(module.training)
+            commits.append(commit)
+    outer = running.get(key)  # a call of this module from within its own forward
+    running[key] = values
     try:
         out = module.forward(*args, **kwargs)
     finally:
         if outer is None:
-            del running[id(module)]
+            del running[key]
         else:
-            running[id(module)] = outer
-    for _, commit in begun.values():
+            running[key] = outer
+    for commit in commits:
         commit()
     return out
 

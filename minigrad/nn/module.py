@@ -62,9 +62,10 @@ class Module:
             out = _calls.call(self, args, kwargs)
         else:
             out = self.forward(*args, **kwargs)
-        for hook in tuple(self._forward_hooks.values()):
-            replaced = hook(self, args, out)
-            out = out if replaced is None else replaced
+        if self._forward_hooks:
+            for hook in tuple(self._forward_hooks.values()):
+                replaced = hook(self, args, out)
+                out = out if replaced is None else replaced
         return out
 
     def extra_repr(self) -> str:
@@ -104,13 +105,15 @@ class Module:
 
     def __getattr__(self, name: str) -> Any:
         """Only asked for what is no plain attribute: the tree, and the values of parametrizations."""
-        own = vars(self)
+        own = self.__dict__
         for tree in ("_parameters", "_buffers", "_modules"):
-            if name in own.get(tree, ()):
-                return own[tree][name]
-        if not name.startswith("__") and "_modules" in own and name in self._parametrized():
+            found = own.get(tree)
+            if found is not None and name in found:
+                return found[name]
+        parametrized = self._parametrized() if "_modules" in own else {}
+        if name in parametrized:
             value = _calls.value(self, name)
-            return self._parametrized()[name].read() if value is None else value
+            return parametrized[name].read() if value is None else value
         there = ", ".join(self._names()) or "nothing" if "_modules" in own else "nothing before super().__init__()"
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}; in its tree there is {there}")
 
@@ -191,8 +194,15 @@ class Module:
             yield from module._walk(f"{prefix}.{name}" if prefix else name, seen)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it, a shared one once."""
-        return (module for _, module in self.named_modules())
+        """This module and all below it, parents first, a shared one once."""
+        seen: dict[int, Module] = {}
+        stack = [self]
+        while stack:
+            module = stack.pop()
+            if id(module) not in seen:
+                seen[id(module)] = module
+                stack.extend(reversed(module._modules.values()))
+        return iter(seen.values())
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """(name, module) for the direct submodules, a shared one once."""
@@ -259,8 +269,10 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients of all parameters, or fill them with zeros."""
-        for parameter in self.parameters():
-            parameter.grad = None if set_to_none or parameter.grad is None else parameter.grad.detach().zero_()
+        for module in self.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None and parameter.grad is not None:
+                    parameter.grad = None if set_to_none else parameter.grad.detach().zero_()
 
     def to(self, *target: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move the tree to a device, its floating tensors to a dtype: `to("cuda")`, `to(mg.float64)`, or both.

@@ -53,10 +53,11 @@ def tensor(name: str, x: Any, what: str = "a tensor") -> Tensor:
 
 def same_dtype(name: str, *xs: Tensor) -> None:
     """TypeError unless all tensors have one dtype."""
-    if len({x.dtype for x in xs}) > 1:
-        raise TypeError(
-            f"{name}: expected one dtype; got {', '.join(str(x.dtype) for x in xs)}. Convert with to(dtype)."
-        )
+    first = xs[0].data.dtype
+    for x in xs:
+        if x.data.dtype != first:
+            found = ", ".join(str(y.dtype) for y in xs)
+            raise TypeError(f"{name}: expected one dtype; got {found}. Convert with to(dtype).")
 
 
 def integers(name: str, x: Tensor, limit: int) -> None:

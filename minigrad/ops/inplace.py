@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad._mode import is_grad_enabled
+from minigrad._mode import mode
 from minigrad._tensor import Number, Tensor, method
 from minigrad.device import kernels
 from minigrad.ops.index import raw_index
@@ -14,22 +14,22 @@ from minigrad.ops.index import raw_index
 
 def write(name: str, x: Tensor, index: Any, value: Tensor | Number) -> None:
     """x[index] = value for a value of x's dtype and device, or a number."""
-    if x.requires_grad and is_grad_enabled():
+    if x._requires_grad and mode.grad:
         raise RuntimeError(
             f"{name}: in-place changes are not differentiable, and this tensor (shape {x.shape}) requires grad. "
             f"Do it under mg.no_grad(), or use an op that returns a new tensor."
         )
     if isinstance(value, Tensor):
-        if value.requires_grad and is_grad_enabled():
+        if value._requires_grad and mode.grad:
             raise RuntimeError(
                 f"{name}: in-place changes are not differentiable, and the value (shape {value.shape}) requires grad. "
                 f"Give it value.detach(), or use an op that returns a new tensor, such as where, cat or stack."
             )
-        if value.dtype != x.dtype:
+        if value.data.dtype != x.data.dtype:
             raise TypeError(f"{name}: expected a value of dtype {x.dtype}; got {value.dtype}. Convert it with to().")
         if value.device != x.device:
             raise RuntimeError(f"{name}: expected a value on {x.device}; got {value.device}. Move it with to().")
-    elif not isinstance(value, bool | int | float | np.number):
+    elif not isinstance(value, (bool, int, float, np.number)):
         raise TypeError(f"{name}: expected a tensor or a number; got {type(value).__name__}")
     k = kernels(x.device)
     if not k.is_writable(x.data):

@@ -25,10 +25,17 @@ def _linear(k: Any, x: Any, weight: Any, bias: Any) -> Any:
     return k.linear(x, weight, bias)
 
 
+@primitive()
+def _gram(k: Any, x: Any, y: Any) -> Any:
+    """xᵀy of matrices: an op of its own saves the graph a transpose at every step of training."""
+    return k.matmul(k.permute(x, (1, 0)), y)
+
+
 _matmul.vjp(x=lambda g, y: _matmul(g, y.mT), y=lambda g, x: _matmul(x.mT, g))
+_gram.vjp(x=lambda g, y: _linear(y, g, None), y=lambda g, x: _matmul(x, g))
 _linear.vjp(
     x=lambda g, weight: g @ weight,
-    weight=lambda g, x: _flat(g).T @ _flat(x),
+    weight=lambda g, x: _gram(_flat(g), _flat(x)),
     bias=lambda g: sum(_flat(g), 0),
 )
 
@@ -80,8 +87,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> mg.linear(mg.tensor([[1.0, 2.0]]), mg.tensor([[3.0, 4.0]]), mg.tensor([0.5]))
     tensor([[11.5]])
     """
-    operands = [x, weight] if bias is None else [x, weight, bias]
-    arguments.same_dtype("linear", *(arguments.tensor("linear", a) for a in operands))
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    arguments.same_dtype("linear", *[arguments.tensor("linear", a) for a in operands])
     fits = weight.ndim == 2 and x.ndim >= 1 and x.shape[-1] == weight.shape[1]
     if not fits or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(

@@ -114,6 +114,8 @@ def matrix_shape(name: str, weight: Tensor, dim: int) -> tuple[int, int, int]:
 
 def check(name: str, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> int:
     """Errors for what does not fit together; else the non-negative `dim`."""
+    if _fits(weight, u, v, dim):
+        return dim
     m, n, dim = matrix_shape(name, weight, dim)
     wanted = vector_dtype(weight)
     for x, letter, extent in ((u, "u", m), (v, "v", n)):
@@ -133,6 +135,22 @@ def check(name: str, weight: Tensor, u: Tensor, v: Tensor, dim: int) -> int:
                 f"Pass {letter}.detach(), or use the convention 'unrolled' to differentiate through the sweeps."
             )
     return dim
+
+
+def _fits(weight: Any, u: Any, v: Any, dim: int) -> bool:
+    """Nothing is wrong, at a glance; False where a closer look is needed."""
+    if not (isinstance(weight, Tensor) and isinstance(u, Tensor) and isinstance(v, Tensor)):
+        return False
+    w, dtype = weight.data, u.data.dtype
+    return bool(
+        0 <= dim < len(w.shape)
+        and w.size
+        and u.data.shape == w.shape[dim : dim + 1]
+        and v.data.shape == (w.size // w.shape[dim],)
+        and (w.dtype == dtype == v.data.dtype)
+        and (dtype == _dtypes.float32 or dtype == _dtypes.float64)
+        and not (u._requires_grad or v._requires_grad)
+    )
 
 
 def spectral_sigma(weight: Tensor, u: Tensor, v: Tensor, dim: int = 0) -> Tensor:

@@ -24,9 +24,9 @@ def asarray(x: Any) -> Array:
     return np.asarray(x)
 
 
+@np.errstate(all="ignore")
 def full(shape: tuple[int, ...], value: float, dtype: Any) -> Array:
-    with np.errstate(all="ignore"):
-        return np.full(shape, value, dtype)
+    return np.full(shape, value, dtype)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> Array:
@@ -46,14 +46,18 @@ def copy(x: Array) -> Array:
 
 
 def cast(x: Array, dtype: Any) -> Array:
-    with np.errstate(all="ignore"):
-        return x.astype(dtype, copy=False)
+    return x if x.dtype == dtype else _converted(x, dtype)
 
 
+@np.errstate(all="ignore")
+def _converted(x: Array, dtype: Any) -> Array:
+    return x.astype(dtype)
+
+
+@np.errstate(all="ignore")
 def assign(x: Array, index: Any, value: Any) -> None:
     """x[index] = value, in place."""
-    with np.errstate(all="ignore"):
-        x[index] = value
+    x[index] = value
 
 
 def is_writable(x: Array) -> bool:

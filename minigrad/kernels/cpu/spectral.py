@@ -207,7 +207,7 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
 
 def _arranged(w: Array, dim: int, u: Array, v: Array) -> tuple[Array, Array, Array, bool]:
     """w[p, i, q] in the dtype of the computation, the vectors of its rows and its columns; did they change places?"""
-    w = np.ascontiguousarray(w, np.promote_types(w.dtype, np.float32))
+    w = np.ascontiguousarray(w, np.float32 if w.dtype == np.float16 else w.dtype)
     before, m, behind = math.prod(w.shape[:dim]), w.shape[dim], math.prod(w.shape[dim + 1 :])
     if behind == 1:
         return w.reshape(1, before, m), v, u, True
@@ -241,7 +241,7 @@ def spectral_sigma(w: Array, u: Array, v: Array, dim: int) -> Array:
 
 def spectral_scale(w: Array, sigma: Array) -> Array:
     """W/σ, and 0 where σ is 0."""
-    if sigma == 0:
+    if not sigma.item():
         return np.zeros(w.shape, w.dtype)
     out = np.empty(w.shape, sigma.dtype)
     _scaled(np.ascontiguousarray(w, out.dtype).reshape(-1), sigma[()], out.reshape(-1))
@@ -250,7 +250,7 @@ def spectral_scale(w: Array, sigma: Array) -> Array:
 
 def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim: int) -> Array:
     """(G − ⟨G, W/σ⟩ u vᵀ)/σ, and 0 where σ is 0."""
-    if sigma == 0:
+    if not sigma.item():
         return np.zeros(w.shape, w.dtype)
     upstream, rows, columns, _ = _arranged(g, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
     out = np.empty(w.shape, upstream.dtype)

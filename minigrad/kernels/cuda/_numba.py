@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ with contextlib.suppress(ImportError):  # absent from the built-in target, which
 driver: Any = None  # of the package cuda-bindings, which comes with numba-cuda; the simulator has none
 if not SIMULATED:
     with contextlib.suppress(ImportError):  # `problem` tells
-        from cuda.bindings import driver
+        driver = importlib.import_module("cuda.bindings.driver")
 
 
 def problem() -> str | None:

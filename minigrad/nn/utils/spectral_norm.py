@@ -13,6 +13,7 @@ from minigrad.nn.parameter import Parameter, UninitializedParameter
 from minigrad.ops.conv import IntOrTuple
 from minigrad.ops.conventions import convention, normalize
 from minigrad.ops.creation import ones, randn
+from minigrad.ops.inplace import copy_
 from minigrad.ops.linear_map import LinearMap, MatrixMap
 from minigrad.ops.reduce import norm
 from minigrad.ops.shape import clone
@@ -91,8 +92,8 @@ class SpectralParametrization(Parametrization):
 
     def stored(self) -> tuple[Tensor, Tensor]:
         """The stored u and v themselves."""
-        u, v = (self.state._buffers[name] for name in self.vectors)
-        return u, v
+        buffers, (u, v) = self.state._buffers, self.vectors
+        return buffers[u], buffers[v]
 
     def _scaled(self, w_bar: Tensor) -> Tensor:
         if self.factor is not None:
@@ -123,14 +124,14 @@ class SpectralParametrization(Parametrization):
         """W̃ for one forward call: in training mode after a step, whose outcome the graph keeps and `commit` stores."""
         if not training:
             return self.read(), lambda: None
-        weight = self.original
-        stepped: dict[str, Tensor] = {}
+        weight = self._parameters["original"]
+        stepped: tuple[tuple[Tensor, Tensor], ...] = ()
         if weight.ndim == 1:
             w_bar = self._normalized_vector()
         else:
             start_u, start_v = self.stored()
             u, v, sigma = self.map.sweep(weight, start_u, start_v, self.n_power_iterations, self.eps, self.order)
-            stepped = dict(zip(self.vectors, (u, v), strict=True))
+            stepped = (start_u, u), (start_v, v)
             if self.gradient == "unrolled":
                 u, v = clone(start_u), clone(start_v)
             w_bar = normalize(
@@ -139,10 +140,10 @@ class SpectralParametrization(Parametrization):
             )  # fmt: skip
 
         def commit() -> None:
-            with no_grad():
-                for name, x in stepped.items():
-                    self.state._buffers[name].copy_(x)
-                if self.gradient == "projected":
+            for stored, x in stepped:
+                copy_(stored, x)
+            if self.gradient == "projected":
+                with no_grad():
                     weight.copy_(w_bar.detach())
 
         return self._scaled(w_bar), commit
