@@ -13,6 +13,8 @@ import pytest
 
 import minigrad as mg
 
+pytest.register_assert_rewrite("exported")  # its failures show their numbers, as those of a test file do
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
