@@ -48,6 +48,18 @@ def device(pytestconfig: pytest.Config) -> str:
 
 
 @pytest.fixture
+def second_device(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("there is no second device")
+
+
+@pytest.fixture
+def on_cuda(device: str) -> None:
+    if device != "cuda":
+        pytest.skip("runs on device 'cuda': on the simulator through test_cuda_simulator.py")
+
+
+@pytest.fixture
 def on_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test makes is on the device, unless it says where."""
     for name in ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "rand", "randn"):
