@@ -56,7 +56,7 @@ def second_device(device: str) -> None:
 @pytest.fixture
 def on_cuda(device: str) -> None:
     if device != "cuda":
-        pytest.skip("runs on device 'cuda': on the simulator through test_cuda_simulator.py")
+        pytest.skip("runs on device 'cuda': test_cuda_simulator.py and others take it to the simulator")
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cuda_process import run
+from cuda_process import compiled
 
 GATE = Path(__file__).with_name("cuda_gate.py")
 
 
 def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
-    made = run(GATE)
+    made = compiled(GATE)
     rows = [line.split("\t") for line in made.stdout.splitlines()]
     assert not [row for row in rows if row[-1]], "\n".join(" ".join(row) for row in rows if row[-1])
     assert made.returncode == 0, made.stderr
@@ -29,7 +29,7 @@ def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
 def test_without_an_assembler_the_ptx_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "ptxas").exists()]
     monkeypatch.setenv("PATH", os.pathsep.join(folders))
-    made = run(GATE, "array._fill")
+    made = compiled(GATE, "array._fill")
     assert made.returncode == 0
     assert {tuple(line.split("\t")[3:]) for line in made.stdout.splitlines()} == {("?", "?", "?", "")}
     assert "ptxas is not installed" in made.stderr
@@ -56,7 +56,7 @@ def test_the_gate_sees_what_is_wrong_in_a_file_that_nobody_imports(tmp_path: Pat
     shutil.copytree(GATE.parents[1] / "minigrad", tmp_path / "minigrad")
     shutil.copytree(GATE.parent, tmp_path / "tests")
     (tmp_path / "minigrad/kernels/cuda/bad.py").write_text(BAD)
-    made = run(tmp_path / "tests" / GATE.name, "bad.")
+    made = compiled(tmp_path / "tests" / GATE.name, "bad.")
     assert made.returncode == 1
     complaints = {row[0]: row[-1] for row in (line.split("\t") for line in made.stdout.splitlines())}
     assert complaints["bad._fine"] == "not in cuda_registers.tsv: run tests/cuda_gate.py --write"

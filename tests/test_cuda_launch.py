@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cuda_process import run
+from cuda_process import compiled
 
 
 def test_arguments_lie_where_the_kernel_looks_for_them() -> None:
-    made = run(Path(__file__).with_name("cuda_launch.py"), "--check")
+    made = compiled(Path(__file__).with_name("cuda_launch.py"), "--check")
     assert made.returncode == 0, made.stderr
     assert made.stdout == "checked\n"

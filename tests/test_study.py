@@ -258,11 +258,12 @@ def test_ctrl_c_leaves_what_is_finished(at, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
 def test_a_real_sigint_ends_in_a_report(tmp_path):
+    listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
+    code = f"import signal, sys; {listen}; from minigrad.cli import main; sys.exit(main())"
+    arguments = ["study", "--steps", "100000", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "minigrad", "study", "--steps", "100000", "--out", str(tmp_path / "out")],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )  # fmt: skip
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "out").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(2)
