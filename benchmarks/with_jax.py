@@ -12,19 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.eager import Minigrad, factors, one_by_one, state, upstream
-from benchmarks.work import (
-    Adam,
-    Array,
-    Build,
-    Derivative,
-    LeftOut,
-    Matmul,
-    Running,
-    Several,
-    Training,
-    Work,
-    random,
-)  # fmt: skip
+from benchmarks.work import Adam, Array, Build, Derivative, LeftOut, Matmul, Running, Several, Training, Work, random
 
 jax: Any = importlib.import_module("jax")
 jax.config.update("jax_enable_x64", True)  # arrays of float32 stay what they are

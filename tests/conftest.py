@@ -13,6 +13,8 @@ import pytest
 
 import minigrad as mg
 
+pytest.register_assert_rewrite("exported")  # its failures show their numbers, as those of a test file do
+
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
@@ -43,6 +45,18 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 @pytest.fixture(scope="session")
 def device(pytestconfig: pytest.Config) -> str:
     return str(pytestconfig.getoption("--device"))
+
+
+@pytest.fixture
+def second_device(device: str) -> None:
+    if device == "cpu":
+        pytest.skip("there is no second device")
+
+
+@pytest.fixture
+def on_cuda(device: str) -> None:
+    if device != "cuda":
+        pytest.skip("runs on device 'cuda': test_cuda_simulator.py and others take it to the simulator")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import numpy as np
 
 import minigrad as mg
+from minigrad.nn.functional import spectral_normalize
 from minigrad.nn.utils import spectral_norm
 
 F64 = {"dtype": mg.float64}
@@ -12,6 +13,14 @@ def parts(module, name="weight"):
     """The raw weight, u and v."""
     made = getattr(module.parametrizations, name)
     return made.original, made.state._u, made.state._v
+
+
+def normalized(w, u, v, dim, g):
+    """W̄, σ and ∂⟨G, W̄⟩/∂W by the op."""
+    weight = mg.tensor(w, requires_grad=True)
+    w_bar, sigma = spectral_normalize(weight, mg.tensor(u), mg.tensor(v), dim)
+    (grad,) = mg.grad(w_bar, weight, mg.tensor(g))
+    return w_bar.detach().numpy(), sigma.item(), grad.numpy()
 
 
 def snapshot(module):

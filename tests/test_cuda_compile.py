@@ -5,31 +5,18 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import subprocess
 import sys
 from collections import Counter
-from importlib import metadata
 from pathlib import Path
 
 import pytest
+from cuda_process import compiled
 
 GATE = Path(__file__).with_name("cuda_gate.py")
 
 
-def run(*arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    for package in ("numba-cuda", "nvidia-nvvm", "nvidia-cuda-nvrtc"):
-        try:
-            metadata.version(package)
-        except metadata.PackageNotFoundError:
-            pytest.skip(f"{package} is not installed, so kernels cannot be compiled: pip install -e .[dev]")
-    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
-    gate = GATE if folder is None else folder / "tests" / GATE.name
-    command = [sys.executable, str(gate), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-
-
 def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
-    made = run()
+    made = compiled(GATE)
     rows = [line.split("\t") for line in made.stdout.splitlines()]
     assert not [row for row in rows if row[-1]], "\n".join(" ".join(row) for row in rows if row[-1])
     assert made.returncode == 0, made.stderr
@@ -42,7 +29,7 @@ def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
 def test_without_an_assembler_the_ptx_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [folder for folder in os.environ["PATH"].split(os.pathsep) if not Path(folder, "ptxas").exists()]
     monkeypatch.setenv("PATH", os.pathsep.join(folders))
-    made = run("array._fill")
+    made = compiled(GATE, "array._fill")
     assert made.returncode == 0
     assert {tuple(line.split("\t")[3:]) for line in made.stdout.splitlines()} == {("?", "?", "?", "")}
     assert "ptxas is not installed" in made.stderr
@@ -69,7 +56,7 @@ def test_the_gate_sees_what_is_wrong_in_a_file_that_nobody_imports(tmp_path: Pat
     shutil.copytree(GATE.parents[1] / "minigrad", tmp_path / "minigrad")
     shutil.copytree(GATE.parent, tmp_path / "tests")
     (tmp_path / "minigrad/kernels/cuda/bad.py").write_text(BAD)
-    made = run("bad.", folder=tmp_path)
+    made = compiled(tmp_path / "tests" / GATE.name, "bad.")
     assert made.returncode == 1
     complaints = {row[0]: row[-1] for row in (line.split("\t") for line in made.stdout.splitlines())}
     assert complaints["bad._fine"] == "not in cuda_registers.tsv: run tests/cuda_gate.py --write"

@@ -13,13 +13,9 @@ import pytest
 
 import minigrad as mg
 
+pytestmark = pytest.mark.usefixtures("on_cuda")
+
 DTYPES = [mg.float16, mg.float32, mg.float64, mg.int64, mg.bool_]
-
-
-@pytest.fixture(autouse=True)
-def _on_a_gpu_or_the_simulator(device: str) -> None:
-    if device != "cuda":
-        pytest.skip("runs on device 'cuda': on the simulator through test_cuda_simulator.py")
 
 
 def values(dtype: Any) -> Any:

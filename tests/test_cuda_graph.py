@@ -13,11 +13,7 @@ import minigrad as mg
 from minigrad._mode import mode
 from minigrad.ops.singular import sigma_max
 
-
-@pytest.fixture(autouse=True)
-def _on_a_gpu_or_the_simulator(device: str) -> None:
-    if device != "cuda":
-        pytest.skip("runs on device 'cuda': on the simulator through test_cuda_simulator.py")
+pytestmark = pytest.mark.usefixtures("on_cuda")
 
 
 class Net(mg.nn.Module):

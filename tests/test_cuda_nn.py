@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from test_cuda_simulator import passed
+from cuda_process import passed
 
 
 def test_the_device_passes_the_tests_of_layers(device: str) -> None:

@@ -6,14 +6,12 @@ tests run on Numba's simulator, in a process of its own.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from cuda_process import passed
 from naive_spectral import case, matrix, pulled_back, sweeps, unit
 
 import minigrad as mg
@@ -22,7 +20,6 @@ from minigrad.device import kernels
 from minigrad.nn.functional import spectral_normalize
 from minigrad.spectral import power_iteration
 
-ROOT = Path(__file__).parents[1]
 CUDA = {"device": "cuda"}
 LAYOUTS = [  # on the simulator a block holds rows of up to 12 columns
     ((6, 5), 0), ((7, 11), 0), ((9, 12), 0), ((5, 30), 0), ((23, 13), 0), ((13, 9), 1),
@@ -33,23 +30,11 @@ EXACT = [(np.float64, 1e-13), (np.float32, 1e-6), (np.float16, 1e-6)]
 
 
 def test_on_the_simulator(device: str) -> None:
-    if device == "cuda":
-        pytest.skip("this is it")
-    command = [sys.executable, "-m", "pytest", "-q", "--device", "cuda", "-p", "no:cacheprovider", __file__]
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
-    made = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
-    assert made.returncode == 0, made.stdout[-20000:]
-    print(*made.stdout.splitlines()[-1:])
-
-
-@pytest.fixture
-def there(device: str) -> None:
-    if device != "cuda":
-        pytest.skip("for --device cuda; test_on_the_simulator runs it")
+    assert passed([Path(__file__).name], device) > 150
 
 
 pytestmark = pytest.mark.filterwarnings("error")
-on_cuda = pytest.mark.usefixtures("there")
+on_cuda = pytest.mark.usefixtures("on_cuda")
 
 
 def swept(w: Any, u: Any, v: Any, *options: Any, **named: Any) -> tuple[Any, Any, Any]:
@@ -175,7 +160,7 @@ def test_the_same_bits_at_every_run(shape: Any, dim: int, order: str) -> None:
 
 
 @pytest.fixture
-def launched(there: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def launched(on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The kernels that a test launches; it may read nothing from the device."""
     from minigrad.kernels.cuda.launch import Kernel
 

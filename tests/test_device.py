@@ -36,9 +36,8 @@ def test_modules_move(device: str) -> None:
     assert layer.weight.tolist() == state["weight"].tolist()
 
 
+@pytest.mark.usefixtures("second_device")
 def test_devices_do_not_mix(device: str) -> None:
-    if device == "cpu":
-        pytest.skip("there is no second device")
     with pytest.raises(RuntimeError, match=r"add: expected all tensors on one device; got \['cuda', 'cpu'\]"):
         mg.ones(2, device=device) + mg.ones(2)
 

@@ -13,11 +13,7 @@ import minigrad as mg
 from minigrad.nn.utils import remove_spectral_norm, spectral_norm
 from minigrad.spectral.libraries import measure
 
-
-@pytest.fixture(autouse=True)
-def _two_devices(device: str) -> None:
-    if device == "cpu":
-        pytest.skip("there is no second device")
+pytestmark = pytest.mark.usefixtures("second_device")
 
 
 def model(**options: object) -> mg.nn.Module:

@@ -11,11 +11,7 @@ import minigrad as mg
 from minigrad.nn.utils import spectral_norm
 from minigrad.ops.conventions import CONVENTIONS
 
-
-@pytest.fixture(autouse=True)
-def _two_devices(device: str) -> None:
-    if device == "cpu":
-        pytest.skip("there is no second device")
+pytestmark = pytest.mark.usefixtures("second_device")
 
 
 def critic(device: str, **options: object) -> mg.nn.Module:

@@ -214,7 +214,7 @@ TABLE = (
         "export",
         "a graph with W̄ baked in (AiDotNet)",
         "ONNX, W̄ baked in",
-        ("test_export::test_every_convention_is_baked", "test_export::test_layer"),
+        ("test_export::test_every_convention_is_baked", "test_export_ops::test_layer"),
     ),
     Row(
         "serialization",
@@ -248,7 +248,7 @@ TABLE = (
         "the k largest, of matrices and convolutions",
         (
             "test_spectral::test_singular_values",
-            "test_operator_norm::test_operator_norm_and_top_k_of_zero_padding",
+            "test_convolution_spectra::test_operator_norm_and_top_k_of_zero_padding",
         ),
     ),
     Row(
@@ -257,7 +257,7 @@ TABLE = (
         "exact if circular; by power iteration for any padding and stride; as σ of the node",
         (
             "test_operator_norm::test_gradient_and_hessian_are_those_of_the_oracle_at_unconverged_vectors",
-            "test_operator_norm::test_circular_spectra_are_exact",
+            "test_convolution_spectra::test_circular_spectra_are_exact",
         ),
     ),
     Row(

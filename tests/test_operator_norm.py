@@ -1,12 +1,11 @@
-"""σ as the norm of a convolution: against the convolution written out as a matrix, by loops, in NumPy."""
+"""`norm="operator"`: σ as the norm of a convolution, in the node, in the module, in the diagnosis of a model."""
 
 import copy
-import itertools
 import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from naive_convolution import LAYERS, matrix_of, registered
 from naive_spectral import sweeps, unit
 from normalized_layers import F64, parts, same, snapshot
 
@@ -14,80 +13,12 @@ import minigrad as mg
 from minigrad._differences import derivative
 from minigrad.nn.utils import remove_spectral_norm, spectral_norm
 from minigrad.ops.conventions import CONVENTIONS
-from minigrad.spectral.krylov import leading_eigenvalues
-
-
-def dense(w, space, stride, padding, dilation, groups, circular=False):
-    """The matrix (K·O, C·S) of a convolution, entry by entry; `circular`: borders joined, as many outputs as fit."""
-    n, filters = len(space), w.shape[0]
-    reach = [d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilation, strict=True)]
-    outputs = [
-        s // t if circular else (s + 2 * p - r) // t + 1
-        for s, t, p, r in zip(space, stride, padding, reach, strict=True)
-    ]
-    out = np.zeros((filters, *outputs, w.shape[1] * groups, *space))
-    for k, c in itertools.product(range(filters), range(w.shape[1])):
-        channel = k // (filters // groups) * w.shape[1] + c
-        for o in itertools.product(*map(range, outputs)):
-            for tap in itertools.product(*map(range, w.shape[2:])):
-                at = [o[i] * stride[i] + tap[i] * dilation[i] - padding[i] for i in range(n)]
-                if circular:
-                    at = [a % s for a, s in zip(at, space, strict=True)]
-                if all(0 <= a < s for a, s in zip(at, space, strict=True)):
-                    out[(k, *o, channel, *at)] += w[(k, c, *tap)]
-    return out.reshape(filters * int(np.prod(outputs)), -1)
-
-
-def matrix_of(layer, space, w=None):
-    """The matrix of a layer, (outputs, inputs)."""
-    w = layer.weight.detach().numpy() if w is None else w
-    if not layer.transposed:
-        return dense(w, space, layer.stride, layer.padding, layer.dilation, layer.groups)
-    wide = [
-        (s - 1) * t - 2 * p + d * (k - 1) + e + 1
-        for s, t, p, d, k, e in zip(
-            space, layer.stride, layer.padding, layer.dilation, layer.kernel_size, layer.output_padding, strict=True
-        )
-    ]
-    full = dense(w, wide, layer.stride, layer.padding, layer.dilation, layer.groups)
-    outputs = [
-        (s + 2 * p - d * (k - 1) - 1) // t + 1
-        for s, p, d, k, t in zip(wide, layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
-    ]
-    rows = full.reshape(layer.in_channels, *outputs, -1)
-    rows = rows[(slice(None), *(slice(s) for s in space))]  # an output_padding of a stride or more has further ones
-    return rows.reshape(-1, rows.shape[-1]).T
-
-
-LAYERS = {
-    "Conv2d": (lambda: mg.nn.Conv2d(2, 3, 3, padding=1, **F64), (4, 5)),
-    "Conv2d, stride, dilation, groups": (
-        lambda: mg.nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=2, **F64),
-        (5, 4),
-    ),
-    "Conv1d": (lambda: mg.nn.Conv1d(3, 2, 4, stride=3, **F64), (11,)),
-    "Conv3d": (lambda: mg.nn.Conv3d(1, 2, 2, padding=1, stride=(1, 2, 1), **F64), (2, 3, 2)),
-    "ConvTranspose2d": (lambda: mg.nn.ConvTranspose2d(3, 2, 4, stride=2, padding=1, **F64), (3, 2)),
-    "ConvTranspose1d, output_padding": (
-        lambda: mg.nn.ConvTranspose1d(4, 2, 3, stride=3, padding=1, output_padding=2, groups=2, **F64),
-        (4,),
-    ),
-    "ConvTranspose2d, output_padding beyond the stride": (
-        lambda: mg.nn.ConvTranspose2d(2, 2, 2, dilation=3, output_padding=2, **F64),
-        (3, 3),
-    ),
-    "ConvTranspose3d": (lambda: mg.nn.ConvTranspose3d(2, 1, 2, stride=2, **F64), (2, 1, 2)),
-}
 
 
 @pytest.fixture(params=LAYERS)
 def layer_and_space(request):
     make, space = LAYERS[request.param]
     return make(), space
-
-
-def registered(layer, space, **options):
-    return spectral_norm(layer, norm="operator", input_shape=space, **{"n_init_iterations": 0, **options})
 
 
 def vectors(layer):
@@ -333,119 +264,6 @@ def test_errors():
         model = mg.nn.Sequential(conv, mg.nn.Linear(2, 2))
         spectral_norm(model, norm="operator", input_shape=4, where=lambda path, module: True)
     assert list(conv.state_dict()) == ["weight", "bias"]
-
-
-# The norm by itself ---------------------------------------------------------------------------------------------------
-
-
-def test_operator_norm_and_top_k_of_zero_padding(layer_and_space):
-    layer, space = layer_and_space
-    expected = np.linalg.svd(matrix_of(layer, space), compute_uv=False)
-    k = min(6, len(expected))
-    np.testing.assert_allclose(
-        mg.spectral.singular_values(layer, k, input_shape=space).numpy(), expected[:k], rtol=1e-10, atol=1e-10
-    )
-    assert mg.spectral.operator_norm(layer, space).item() == pytest.approx(expected[0], rel=1e-11)
-    registered(layer, space)  # the raw weight, normalized or not
-    assert mg.spectral.operator_norm(layer, space).item() == pytest.approx(expected[0], rel=1e-11)
-
-
-@settings(max_examples=40, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
-def test_circular_spectra_are_exact(data, seed):
-    """All singular values, for any kernel (larger than the image too), stride, dilation and groups."""
-    n = data.draw(st.integers(1, 2))
-    stride = tuple(data.draw(st.integers(1, 3)) for _ in range(n))
-    space = tuple(t * data.draw(st.integers(1, 4)) for t in stride)
-    dilation = tuple(data.draw(st.integers(1, 2)) for _ in range(n))
-    kernel = tuple(data.draw(st.integers(1, 4)) for _ in range(n))
-    groups = data.draw(st.integers(1, 2))
-    ins, outs = (groups * data.draw(st.integers(1, 2)) for _ in range(2))
-    transposed = data.draw(st.booleans())
-    make = [[mg.nn.Conv1d, mg.nn.Conv2d], [mg.nn.ConvTranspose1d, mg.nn.ConvTranspose2d]][transposed][n - 1]
-    padding = tuple(0 if transposed else d * k for d, k in zip(dilation, kernel, strict=True))
-    layer = make(ins, outs, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, **F64)
-    w = np.random.default_rng(seed).standard_normal(layer.weight.shape)
-    with mg.no_grad():
-        layer.weight.copy_(mg.tensor(w))
-    expected = np.linalg.svd(dense(w, space, stride, padding, dilation, groups, circular=True), compute_uv=False)
-    given_space = tuple(s // t for s, t in zip(space, stride, strict=True)) if transposed else space
-    found = mg.spectral.singular_values(
-        layer, len(expected), input_shape=given_space, padding_mode="circular"
-    ).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-    norm = mg.spectral.operator_norm(layer, given_space, padding_mode="circular")
-    assert norm.item() == pytest.approx(expected[0], rel=1e-12) and norm.shape == ()
-
-
-def test_an_all_ones_kernel_reaches_the_bound_and_has_its_values_in_pairs():
-    conv = mg.nn.Conv2d(1, 1, 3, padding=1, bias=False, **F64)
-    with mg.no_grad():
-        mg.nn.init.ones_(conv.weight)
-    reshaped = mg.spectral.singular_values(conv, 1).item()
-    circular = mg.spectral.singular_values(conv, 5, input_shape=16, padding_mode="circular").numpy()
-    assert circular[0] / reshaped == pytest.approx(3, rel=1e-12)
-    np.testing.assert_allclose(circular[1:], circular[1], rtol=1e-12)  # ±k in either dimension
-    zeros = mg.spectral.singular_values(conv, 3, input_shape=16).numpy()
-    assert zeros[1] == pytest.approx(zeros[2], rel=1e-12) and zeros[0] < circular[0]
-
-
-@pytest.mark.parametrize(("filters", "channels", "kernel"), [(16, 3, 3), (8, 8, 5)])
-def test_the_reshaped_norm_is_too_small(filters, channels, kernel):
-    conv = mg.nn.Conv2d(channels, filters, kernel, padding=kernel // 2)
-    reshaped = mg.spectral.singular_values(conv, 1).item()
-    zeros, circular = (mg.spectral.operator_norm(conv, 16, padding_mode=mode).item() for mode in ("zeros", "circular"))
-    assert 1.3 * reshaped < zeros < circular <= kernel * reshaped
-
-
-def test_special_weights():
-    conv = mg.nn.Conv1d(1, 1, 2, **F64)
-    for fill, expected in ((0.0, 0.0), (1e-300, 1e-300), (np.nan, np.nan)):
-        with mg.no_grad():
-            conv.weight.copy_(mg.full((1, 1, 2), fill, dtype=mg.float64))
-        for mode in ("zeros", "circular"):
-            found = mg.spectral.operator_norm(conv, 2, padding_mode=mode).item()
-            scale = np.sqrt(2) if mode == "zeros" else 2
-            assert found == pytest.approx(expected * scale, nan_ok=True, rel=1e-12)
-
-
-def test_the_norms_errors():
-    conv = mg.nn.Conv2d(1, 2, 3, stride=2, padding=1)
-    with pytest.raises(ValueError, match="expected a convolutional layer; got 'weight' of Linear"):
-        mg.spectral.operator_norm(mg.nn.Linear(2, 2), 4)
-    with pytest.raises(ValueError, match="expected padding_mode 'zeros' or 'circular'; got 'reflect'"):
-        mg.spectral.operator_norm(conv, 4, padding_mode="reflect")
-    with pytest.raises(ValueError, match=r"the stride must divide the input; got \(5, 4\) with stride \(2, 2\)"):
-        mg.spectral.operator_norm(conv, (5, 4), padding_mode="circular")
-    with pytest.raises(ValueError, match=r"expected k between 1 and 8 for a matrix \(8, 16\); got 9"):
-        mg.spectral.singular_values(conv, 9, input_shape=4)
-    with pytest.raises(ValueError, match="expected k between 1 and 8"):
-        mg.spectral.singular_values(conv, 9, input_shape=4, padding_mode="circular")
-    with pytest.raises(ValueError, match="padding_mode='circular' needs an input_shape"):
-        mg.spectral.singular_values(conv, 1, padding_mode="circular")
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 60), rank=st.integers(0, 60), k=st.integers(1, 8), seed=st.integers(0, 2**32 - 1))
-def test_lanczos_finds_the_largest_eigenvalues(n, rank, k, seed):
-    """Of matrices of any rank, with values that repeat."""
-    rng = np.random.default_rng(seed)
-    turn = np.linalg.qr(rng.standard_normal((n, n)))[0]
-    values = np.zeros(n)
-    values[:rank] = rng.integers(1, 5, min(rank, n))
-    matrix = turn * values @ turn.T
-    k = min(k, n)
-    found = leading_eigenvalues(lambda x: matrix @ x, n, k)
-    np.testing.assert_allclose(found, np.sort(values)[::-1][:k], atol=1e-9 * max(1.0, values.max()))
-
-
-def test_lanczos_restarts_and_gives_up():
-    values = np.linspace(0.0, 1.0, 3000) ** 0.5
-    np.testing.assert_allclose(leading_eigenvalues(lambda x: values[:, None] * x, 3000, 2), values[:-3:-1], rtol=1e-9)
-    with pytest.raises(RuntimeError, match="did not bring the residuals below 0"):
-        leading_eigenvalues(lambda x: values[:50, None] * x, 50, 2, tolerance=0.0)
-    with pytest.raises(ValueError, match="expected k between 1 and 3; got 4"):
-        leading_eigenvalues(lambda x: x, 3, 4)
 
 
 # In the diagnosis of a model ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from naive_spectral import case, matrix, pulled_back, sweeps, unit
+from normalized_layers import normalized
 
 import minigrad as mg
 from minigrad._differences import derivative
@@ -19,14 +20,6 @@ LAYOUTS = [
     ((4, 6), 0), ((4, 6), 1), ((6, 4), -1), ((1, 9), 0), ((7,), 0),
     ((2, 3, 4), 2), ((3, 5, 2, 2), 0), ((3, 5, 2, 2), 1),
 ]  # fmt: skip
-
-
-def normalized(w, u, v, dim, g):
-    """W̄, σ and ∂⟨G, W̄⟩/∂W by the op."""
-    weight = mg.tensor(w, requires_grad=True)
-    w_bar, sigma = spectral_normalize(weight, mg.tensor(u), mg.tensor(v), dim)
-    (grad,) = mg.grad(w_bar, weight, mg.tensor(g))
-    return w_bar.detach().numpy(), sigma.item(), grad.numpy()
 
 
 def close(got, expected, tolerance):

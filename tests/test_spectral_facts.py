@@ -8,19 +8,12 @@ import itertools
 import numpy as np
 import pytest
 from naive_spectral import case, pulled_back, unit
+from normalized_layers import normalized
 
 import minigrad as mg
 from minigrad._differences import derivative
 from minigrad.nn.functional import spectral_normalize
 from minigrad.spectral import power_iteration
-
-
-def normalized(w, u, v, dim, g):
-    """W̄, σ and ∂⟨G, W̄⟩/∂W by the op."""
-    weight = mg.tensor(w, requires_grad=True)
-    w_bar, sigma = spectral_normalize(weight, mg.tensor(u), mg.tensor(v), dim)
-    (grad,) = mg.grad(w_bar, weight, mg.tensor(g))
-    return w_bar.detach().numpy(), sigma.item(), grad.numpy()
 
 
 def test_fact_1_the_gradient_is_orthogonal_to_the_weight():

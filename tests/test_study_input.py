@@ -1,0 +1,104 @@
+"""What `minigrad study` does with bad input, and where it cannot write."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from studies import study
+
+import minigrad as mg
+from minigrad._errors import UsageError
+from minigrad.spectral.study import data, output
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("--steps", "-3"), "at least 1 training step; got -3"),
+        (("--steps", "0"), "got 0"),
+        (("--seed", "-1"), "not negative"),
+        (("--model", "gan"), "expected one of mlp, conv; got 'gan'"),
+        (("--conventions", "fixed_uv,wrong"), "'wrong'; choose among fixed_uv"),
+        (("--layers", "hidden9"), "'hidden9'; choose among hidden1, hidden2, output"),
+        (("--device", "tpu"), "cpu or cuda; got 'tpu'"),
+        (("--data", "nowhere.npz"), "nowhere.npz"),
+    ],
+)
+def test_a_wrong_argument(arguments, words, tmp_path):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        study(*arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_cuda_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(mg.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no usable CUDA device"):
+        study("--device", "cuda", "--out", tmp_path)
+
+
+X, Y = np.random.default_rng(0).standard_normal((40, 6)), np.arange(40) % 2
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"x": X}, "'y' is missing"),
+        ({"x": X, "y": Y[:9]}, "got (40, 6) and (9,)"),
+        ({"x": X.ravel(), "y": Y}, "expected x of shape (examples, …)"),
+        ({"x": X[:5], "y": Y[:5]}, "at least 20 examples"),
+        ({"x": np.where(X[3, 2] == X, np.nan, X), "y": Y}, "1 that are NaN or infinite, the first at (3, 2)"),
+        ({"x": X.astype(str), "y": Y}, "expected numbers in x"),
+        ({"x": X, "y": Y + 0.5}, "whole numbers"),
+        ({"x": X, "y": 0 * Y}, "at least two classes"),
+        ({"x": 0 * X, "y": Y}, "examples that differ"),
+    ],
+)
+def test_wrong_arrays(arrays, words, tmp_path):
+    path = tmp_path / "wrong.npz"
+    np.savez(path, **arrays)
+    with pytest.raises(UsageError, match=re.escape(words)):
+        data.load(str(path), 0)
+
+
+def test_a_file_that_is_no_archive(tmp_path):
+    for name, content in (("text.npz", b"hello"), ("empty.npz", b""), ("cut.npz", b"PK\x03\x04")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UsageError, match=r"expected an \.npz"):
+            data.load(str(tmp_path / name), 0)
+    np.savez(tmp_path / "objects.npz", x=np.array([{}] * 30), y=np.arange(30))
+    with pytest.raises(UsageError, match=r"expected an \.npz of plain arrays"):
+        data.load(str(tmp_path / "objects.npz"), 0)
+
+
+def test_flat_data_for_the_convolutional_net(tmp_path):
+    np.savez(tmp_path / "flat.npz", x=X, y=Y)
+    with pytest.raises(UsageError, match="expected images"):
+        study("--quick", "--model", "conv", "--data", tmp_path / "flat.npz", "--out", tmp_path / "out")
+
+
+def test_an_unwritable_folder_is_noticed_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--out: expected a folder that can be written"):
+        study("--quick", "--out", tmp_path / "file" / "out")
+
+
+def test_a_failing_write_leaves_the_older_report(tmp_path, monkeypatch):
+    output.write(tmp_path, "old", {"a": 1}, {"t": [{"k": 1}]})
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output.Path, "write_text", full)
+    with pytest.raises(UsageError, match="No space left"):
+        output.write(tmp_path, "new", {"a": 2}, {"t": [{"k": 2}]})
+    assert (tmp_path / output.REPORT).read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {output.REPORT, "results.json", "t.csv"}
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(
+        UsageError, match=re.escape('jinja2, which is not installed here. pip install "minigrad[study]"')
+    ):
+        study("--quick", "--out", tmp_path)
