@@ -206,12 +206,14 @@ def test_adjoints_are_public_and_adjoint():
     assert (ops.conv_weight_grad(tg, tx, [3, 2]) * tw).sum().item() == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("chunk", [1, 64, 400, 2**21])
+@pytest.mark.parametrize("near", [0, 4096, 2**20])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_chunks_change_nothing(case, chunk, monkeypatch):
-    """Chunks of a few pixels, of one image, of several images, and one for all."""
-    monkeypatch.setattr(kernels, "_CHUNK", chunk)
-    monkeypatch.setattr(kernels, "_FEWEST", 5)
+def test_blocks_change_nothing(case, near, monkeypatch):
+    """One image at a time, several and all; products in many steps and in one."""
+    monkeypatch.setattr(kernels, "_NEAR", near)
+    monkeypatch.setattr(kernels, "_DEPTH", 5 if near else 1024)
+    for tables in (kernels._forward, kernels._backward, kernels._across):
+        monkeypatch.setattr(kernels, tables.__name__, tables.__wrapped__)  # made before and kept
     x, w, _, g, layout = data(*case, batch=5)
     for ours, theirs in zip(all_three(x, w, None, g, layout), loops(x, w, g, *layout), strict=True):
         close(ours, theirs)

@@ -121,6 +121,11 @@ def set_num_threads(n: int) -> None:
     _threads = n
 
 
+def num_threads() -> int:
+    """How many threads a parallel variant uses at most: so many parts a kernel may cut its work into."""
+    return _threads or int(numba.config.NUMBA_NUM_THREADS)
+
+
 # A parallel region started in a forked child dies inside GNU OpenMP, so children use the serial variants.
 _forked = False
 

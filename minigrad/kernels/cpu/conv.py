@@ -1,180 +1,285 @@
-"""Convolution in any number of dimensions, its input gradient and its weight gradient: columns times filters.
+"""Convolution in any number of dimensions, its input gradient and its weight gradient: three products of matrices.
 
-Inside, an image is channels-last and already padded, so that the values under one row of a filter are contiguous and
-no border is ever tested. Where output pixels, filter taps and input pixels lie in it are three tables of offsets
-(`_geometry`): they are all that the number of dimensions, strides, padding and dilation amount to.
-The multiplications are BLAS's, on a few MiB of columns at a time.
+All three run on one micro-kernel (`_tile`), which takes the left matrix from where two tables of offsets point, one
+for its rows and one for its columns. An image that lies channels-last, with its padding, is such a matrix as it is: its
+columns, which overlap, are never written out. The right matrix lies in panels as wide as a tile.
+
+- Convolution: rows are output pixels, columns are (tap, channel); on the right stand the filters.
+- Input gradient: the same for each phase, the input pixels of equal index modulo the stride, with the image of the
+  output gradient and those taps that reach the phase.
+- Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
+
+What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_Tables`).
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu._jit import jit
+from minigrad.kernels.cpu import _scratch, _tile
+from minigrad.kernels.cpu._jit import helper, jit, num_threads
 
 Extents = tuple[int, ...]
 
-#: Columns made at a time, in numbers: 8 MiB of float32. BLAS and the kernels hand over once per chunk, which costs
-#: about 0.3 ms on few cores; more columns than this fall out of the cache.
-_CHUNK = 2**21
-#: Fewest columns worth a matrix product.
-_FEWEST = 256
-#: Numbers from which a second thread pays, though it may have to wake up while BLAS's threads still spin.
-_PARALLEL_FROM = 2**18
-#: Channels and pixels that change places at a time. Planes of a power of two in size put all channels of a pixel in one
-#: set of the cache, which has room for at least eight.
-_CHANNELS, _PIXELS = 8, 64
-#: Channels that one thread folds at a time.
-_BAND = 64
+#: Bytes of images and sums that a thread works on at a time: they stay in its own cache, beside a panel of filters.
+_NEAR = 320 * 2**10
+#: Columns multiplied at a time, for the same reason; sums of blocks are also more accurate.
+_DEPTH = 1024
+#: Numbers in the output, for the weight gradient in the upstream one, from which a second thread pays.
+_PARALLEL_FROM = 2**14
 
 
-class _Geometry(NamedTuple):
-    image: Extents  # the padded image, channels last
-    output: Extents
-    inside: Any  # of each input pixel, its offset in the padded image
-    pixels: Any  # of each output pixel, the offset of its first input value
-    taps: Any  # of each filter tap, its offset from there
-    spans: Any  # the same for runs of taps whose values are contiguous
+class _Tables(NamedTuple):
+    """Where products of matrices find and leave their numbers, for as many images as are laid out at a time."""
+
+    image: int  # numbers in a padded image, channels last
+    inside: Any  # of each pixel, its offset in the padded image
+    rows: Any  # of each row, its offset in the images: (tiles, rows of a tile)
+    columns: Any  # of each column, its offset from there
+    parts: Any  # of the products, in turn: (first tile, behind the last one, first column, behind the last one)
+    place: Any  # of each pixel of each image, where its row of the product begins
+    order: Any  # of each tap, which one it is among the columns
 
 
-@functools.lru_cache(maxsize=32)
-def _geometry(
-    space: Extents, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents, channels: int, groups: int
-) -> _Geometry:
+def _all_sums(terms: Iterable[Any]) -> Any:
+    """The sums of one element of each of some vectors, in the order of memory."""
+    return functools.reduce(lambda sums, term: (sums[:, None] + term).ravel(), terms, np.zeros(1, np.int64))
+
+
+def _pitches(extents: Iterable[int], channels: int = 1) -> list[int]:
+    """Along each axis, from one pixel to the next: how many numbers."""
+    return [math.prod(rest) * channels for rest in _tails(tuple(extents))]
+
+
+def _tails(extents: Extents) -> list[Extents]:
+    return [extents[axis + 1 :] for axis in range(len(extents))]
+
+
+def _tables(count: int, image: int, inside: Any, products: Any, channels: int, bits: int) -> _Tables:
+    """Tables for products given as (pixels, their offsets, taps, their offsets), each pixel and tap in one of them."""
+    height, width = _tile.shape(bits)
+    pixels = sum(len(where) for where, *_ in products)
+    images = max(1, min(count, _NEAR * 8 // bits // (image + pixels * width)))
+    images = math.ceil(count / math.ceil(count / images))
+    rows, columns, parts, order = [], [], [], np.empty(sum(len(taps) for *_, taps, _ in products), np.int64)
+    place, tiles, depth = np.empty((images, pixels), np.int64), 0, 0
+    for where, starts, taps, steps in products:
+        found = _all_sums([np.arange(images) * image, starts])
+        place[:, where] = (tiles * height + np.arange(found.size).reshape(images, -1)) * width
+        rows.append(_whole_tiles(found, height))
+        columns.append(_all_sums([steps, np.arange(channels)]))
+        order[taps] = depth // channels + np.arange(len(taps))
+        bottom, end = tiles + len(rows[-1]), depth + columns[-1].size
+        parts += [(tiles, bottom, k, min(k + _DEPTH, end)) for k in range(depth, end, _DEPTH)]
+        tiles, depth = bottom, end
+    every = np.array(parts, np.int64).reshape(-1, 4)
+    return _Tables(image, inside, np.concatenate(rows), np.concatenate(columns), every, place, order)
+
+
+def _whole_tiles(rows: Any, height: int) -> Any:
+    """(tiles, height): the last tile goes on with its last row, whose sums nobody looks at."""
+    return rows[np.minimum(np.arange(rows.size + -rows.size % height), rows.size - 1)].reshape(-1, height)
+
+
+def _windows(
+    channels: int, space: Extents, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents
+) -> tuple[int, Any, Any, Any]:
+    """Numbers in the padded image; in it the offsets of the pixels, of the windows, and of the taps in a window."""
     padded = tuple(s + 2 * p for s, p in zip(space, padding, strict=True))
-    output = tuple((s - d * (k - 1) - 1) // t + 1 for s, k, t, d in zip(padded, kernel, stride, dilation, strict=True))
-    pitch = [math.prod(padded[axis + 1 :]) * channels for axis in range(len(space))]
-    taps = _offsets(kernel, [d * step for d, step in zip(dilation, pitch, strict=True)])
-    return _Geometry(
-        (*padded, channels),
-        output,
-        _offsets(space, pitch) + sum(p * step for p, step in zip(padding, pitch, strict=True)),
-        _offsets(output, [t * step for t, step in zip(stride, pitch, strict=True)]),
-        taps,
-        taps[:: kernel[-1]].copy() if dilation[-1] == groups == 1 else taps,
+    pitches = _pitches(padded, channels)
+    every = list(zip(space, padded, kernel, stride, padding, dilation, pitches, strict=True))
+    return (
+        math.prod(padded) * channels,
+        _all_sums((p + np.arange(s)) * pitch for s, _, _, _, p, _, pitch in every),
+        _all_sums(np.arange(0, size - d * (k - 1), t) * pitch for _, size, k, t, _, d, pitch in every),
+        _all_sums(np.arange(k) * d * pitch for _, _, k, _, _, d, pitch in every),
     )
 
 
-def _offsets(counts: Extents, steps: list[int]) -> Any:
-    """Σ iₐ·stepₐ of all indices i below `counts`, in the order of memory."""
-    offsets = np.zeros(1, np.int64)
-    for count, step in zip(counts, steps, strict=True):
-        offsets = (offsets[:, None] + np.arange(count) * step).ravel()
-    return offsets
+@functools.lru_cache(maxsize=64)
+def _forward(count: int, channels: int, groups: int, bits: int, *layout: Extents) -> _Tables:
+    """Of the convolution."""
+    image, inside, windows, taps = _windows(channels, *layout)
+    product = np.arange(windows.size), windows, np.arange(taps.size), taps
+    return _tables(count, image, inside, [product], channels // groups, bits)
 
 
-# In the kernels an open slice such as `images[n, offset:]` tells the compiler that the indices from there on are not
-# negative: the loop over it becomes a vector copy, five times faster than with the offset inside the index.
+@functools.lru_cache(maxsize=64)
+def _backward(count: int, filters: int, groups: int, bits: int, *layout: Extents) -> _Tables:
+    """Of the input gradient.
+
+    Along an axis, output o reaches by tap t the input i for which i + p = s·o + d·t. The taps of phase (i + p) mod s
+    are those of the same d·t mod s, and o = ⌊(i + p)/s⌋ − ⌊d·t/s⌋. There are zeros around the output where o leaves it.
+    """
+    axes, before, extents, insides = [], [], [], []
+    for size, k, s, p, d in zip(*layout, strict=True):
+        at, step = np.arange(size) + p, np.arange(k) * d
+        output, reach = (size + 2 * p - step[-1] - 1) // s + 1, step[-1] // s
+        before.append(max(0, reach - p // s))
+        insides.append(before[-1] + np.arange(output))
+        extents.append(max(before[-1] + output, before[-1] + at[-1] // s + 1))
+        axes.append([
+            (i, at[i] // s + before[-1] - reach, t, reach - step[t] // s)
+            for i, t in ((np.flatnonzero(at % s == r), np.flatnonzero(step % s == r)) for r in range(s))
+        ])  # fmt: skip
+    pitches = [_pitches(e, c) for e, c in ((layout[0], 1), (extents, filters), (layout[1], 1), (extents, filters))]
+    phases = itertools.product(*axes)
+    products = [
+        tuple(
+            _all_sums(a * pitch for a, pitch in zip(along, steps, strict=True))
+            for along, steps in zip(zip(*phase, strict=True), pitches, strict=True)
+        )
+        for phase in phases
+    ]
+    inside = _all_sums(a * pitch for a, pitch in zip(insides, pitches[1], strict=True))
+    return _tables(count, math.prod(extents) * filters, inside, products, filters // groups, bits)
+
+
+@functools.lru_cache(maxsize=64)
+def _across(count: int, channels: int, groups: int, bits: int, *layout: Extents) -> _Tables:
+    """Of the weight gradient. The rows are sorted by tap: those of a tile lie next to each other."""
+    height, width = _tile.shape(bits)
+    image, inside, windows, taps = _windows(channels, *layout)
+    images = max(1, min(count, _NEAR * 8 // bits // image))
+    rows = _all_sums([taps, np.arange(channels // groups)])
+    place = np.arange(rows.size).reshape(taps.size, -1).T.ravel() * width
+    columns = _all_sums([np.arange(images) * image, windows])
+    order = np.arange(windows.size) * width
+    return _Tables(image, inside, _whole_tiles(rows, height), columns, np.zeros((0, 4), np.int64), place[None], order)
+
+
+@helper
+def _channels_last(x: Any, image: Any, inside: Any, planes: Any) -> None:
+    """image[inside[s] + c] = x[c, s], by squares that stay in registers and, at the borders, one by one."""
+    channels, size = x.shape
+    side = planes.size
+    squares = size - size % side
+    for c in range(0, channels - channels % side, side):
+        for s in range(0, squares, side):
+            _tile.turn(image[c:], inside[s:], x[c, s:], planes, side)
+    for c in range(channels):
+        for s in range(squares if c < channels - channels % side else 0, size):
+            image[inside[s] + c] = x[c, s]
+
+
+@helper
+def _channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
+    """x[c, s] = product[place[s] + c], by the same squares."""
+    channels, size = x.shape
+    side = planes.size
+    squares = size - size % side
+    for c in range(0, channels - channels % side, side):
+        for s in range(0, squares, side):
+            _tile.turn(x[c, s:], planes, product[c:], place[s:], side)
+    for c in range(channels):
+        for s in range(squares if c < channels - channels % side else 0, size):
+            x[c, s] = product[place[s] + c]
 
 
 @jit(_PARALLEL_FROM)
-def _channels_last(x: Any, images: Any, inside: Any) -> None:
-    """images[n, inside[s] + c] = x[n, c, s], by tiles that stay in the nearest cache."""
-    count, channels, size = x.shape
-    tiles = (size + _PIXELS - 1) // _PIXELS
-    for i in prange(count * tiles):
-        n, start = np.int64(i) // tiles, np.int64(i) % tiles * _PIXELS
-        for first in range(0, channels, _CHANNELS):
-            for s in range(start, min(start + _PIXELS, size)):
-                pixel = images[n, inside[s] :]
-                for c in range(first, min(first + _CHANNELS, channels)):
-                    pixel[c] = x[n, c, s]
+def _panels(panels: Any, w: Any, order: Any, filter_step: int, channel_step: int, filters: int, channels: int) -> None:
+    """panels[i, order[t] · channels + c, j] = w[k, c, t] for the j-th filter k of panel i, else 0; w by its strides."""
+    width = panels.shape[2]
+    each = (filters + width - 1) // width
+    for i in prange(len(panels)):
+        group, first = np.int64(i) // each, np.int64(i) % each * width
+        for c in range(channels):
+            for t in range(order.size):
+                row = panels[i, order[t] * channels + c]
+                start = group * filters * channels * order.size + c * channel_step + t
+                for j in range(width):
+                    row[j] = w[start + (first + j) * filter_step] if first + j < filters else 0
 
 
-@jit(_PARALLEL_FROM)
-def _channels_first(x: Any, images: Any, inside: Any) -> None:
-    """x[n, c, s] = images[n, inside[s] + c], by the same tiles."""
-    count, channels, size = x.shape
-    tiles = (size + _PIXELS - 1) // _PIXELS
-    for i in prange(count * tiles):
-        n, start = np.int64(i) // tiles, np.int64(i) % tiles * _PIXELS
-        for first in range(0, channels, _CHANNELS):
-            for s in range(start, min(start + _PIXELS, size)):
-                pixel = images[n, inside[s] :]
-                for c in range(first, min(first + _CHANNELS, channels)):
-                    x[n, c, s] = pixel[c]
+@jit(_PARALLEL_FROM, formula=_tile.tile)
+def _multiply(
+    out: Any, x: Any, panels: Any, bias: Any, images: Any, products: Any,
+    image: int, inside: Any, rows: Any, columns: Any, parts: Any, place: Any, planes: Any, groups: int,
+) -> None:  # fmt: skip
+    """out[n, k] = bias[k] + the product of x[n] and panel k. Each thread has images and products of its own."""
+    count, channels, filters = len(x), x.shape[1] // groups, out.shape[1] // groups
+    height, width = rows.shape[1], panels.shape[2]
+    each, together = len(panels) // groups, len(place)
+    tasks = (count + together - 1) // together * len(panels)
+    for thread in prange(len(images)):
+        laid, product, sums = images[thread], products[thread], products[thread].reshape(-1, width)
+        laid[:] = 0
+        first = -1
+        for task in range(tasks * thread // len(images), tasks * (thread + 1) // len(images)):
+            if first != task // len(panels) * together:
+                first = task // len(panels) * together
+                for n in range(first, min(first + together, count)):
+                    _channels_last(x[n], laid[(n - first) * image :], inside, planes[0])
+            panel = task % len(panels)
+            group, start = panel // each, panel % each * width
+            for i in range(len(sums)):
+                for j in range(width):
+                    sums[i, j] = bias[panel, j]
+            left = laid[group * channels :]
+            for part in range(len(parts)):
+                steps, right = columns[parts[part, 2] : parts[part, 3]], panels[panel, parts[part, 2] :]
+                for i in range(parts[part, 0], parts[part, 1]):
+                    if 2 * (filters - start) > width:
+                        _tile.tile(sums[i * height :], left, rows[i], steps, right)
+                    else:
+                        _tile.narrow_tile(sums[i * height :], left, rows[i], steps, right)
+            for n in range(first, min(first + together, count)):
+                made = out[n, group * filters + start : group * filters + min(start + width, filters)]
+                _channels_first(product, place[n - first], made, planes[1])
 
 
-@jit(_PARALLEL_FROM)
-def _unfold(columns: Any, images: Any, pixels: Any, spans: Any, channels: int) -> None:
-    """columns[group, n, p, t, :] = the values of the group's channels under span t of the filter at output pixel p."""
-    groups, count, size, _, width = columns.shape
-    for i in prange(count * size):
-        n, p = np.int64(i) // size, np.int64(i) % size
-        for group in range(groups):
-            for t in range(spans.size):
-                values = images[n, pixels[p] + spans[t] + group * channels :]
-                for e in range(width):
-                    columns[group, n, p, t, e] = values[e]
-
-
-@jit(_PARALLEL_FROM)
-def _fold(columns: Any, images: Any, pixels: Any, taps: Any) -> None:
-    """The adjoint of `_unfold`, added to images. No two threads share an image's channel, and the order is fixed."""
-    groups, count, size, _, channels = columns.shape
-    tiles = (channels + _BAND - 1) // _BAND
-    for i in prange(count * groups * tiles):
-        n, group, first = np.int64(i) // tiles // groups, np.int64(i) // tiles % groups, np.int64(i) % tiles * _BAND
-        for p in range(size):
-            for t in range(taps.size):
-                values = images[n, pixels[p] + taps[t] + group * channels + first :]
-                column = columns[group, n, p, t, first:]
-                for c in range(min(_BAND, channels - first)):
-                    values[c] += column[c]
-
-
-@jit(_PARALLEL_FROM)
-def _place(product: Any, bias: Any, out: Any, first_image: int, first_pixel: int) -> None:
-    """out[n, k, p] = product[k, n, p] + bias[k], for the images and pixels of one chunk."""
-    filters, count, size = product.shape
-    for i in prange(count * filters):
-        n, k = np.int64(i) // filters, np.int64(i) % filters
-        row = out[first_image + n, k, first_pixel:]
-        for p in range(size):
-            row[p] = product[k, n, p] + bias[k]
-
-
-class _Scratch:
-    """Memory that one call uses again for every chunk, since fresh pages are slow. The first chunk is the largest."""
-
-    def __init__(self, dtype: Any):
-        self._dtype = dtype
-        self._memory: Any = None
-
-    def __call__(self, *shape: int) -> Any:
-        if self._memory is None:
-            self._memory = np.zeros(math.prod(shape), self._dtype)
-        return self._memory[: math.prod(shape)].reshape(shape)
-
-
-def _chunks(count: int, size: int, height: int) -> Iterator[tuple[slice, slice]]:
-    """Cut `count` images of `size` output pixels, each worth `height` numbers: (images, pixels) of each chunk."""
-    images = max(1, _CHUNK // (size * height))
-    pixels = size if size * height <= _CHUNK else max(_FEWEST, _CHUNK // height)
-    for n in range(0, count, images):
-        for p in range(0, size, pixels):
-            yield slice(n, min(n + images, count)), slice(p, min(p + pixels, size))
+@jit(_PARALLEL_FROM, formula=_tile.tile)
+def _correlate(
+    g: Any, x: Any, out: Any, images: Any, panels: Any, products: Any,
+    image: int, inside: Any, rows: Any, columns: Any, place: Any, order: Any, planes: Any, groups: int,
+) -> None:  # fmt: skip
+    """out[k] = Σ_n the product of x[n] and g[n, k]. Images are laid out by all threads, then used by all."""
+    count, channels, filters = len(x), x.shape[1] // groups, g.shape[1] // groups
+    height, width, side = rows.shape[1], panels.shape[2], planes.shape[1]
+    each, together = len(panels) // groups, columns.size // order.size
+    bands = (x.shape[1] + side - 1) // side
+    images[:] = 0
+    panels[:] = 0
+    products[:] = 0
+    for first in range(0, count, together):
+        here = min(together, count - first)
+        for i in prange(here * (bands + len(panels))):
+            n, band = np.int64(i) // (bands + len(panels)), np.int64(i) % (bands + len(panels))
+            if band < bands:
+                some = x[first + n, band * side : min((band + 1) * side, x.shape[1])]
+                _channels_last(some, images[n * image + band * side :], inside, planes[0])
+            else:
+                panel = band - bands
+                start = panel // each * filters + panel % each * width
+                some = g[first + n, start : min(start + width, (panel // each + 1) * filters)]
+                _channels_last(some, panels[panel, n * order.size :].reshape(-1), order, planes[1])
+        steps = columns[: here * order.size]
+        for i in prange(len(panels) * len(rows)):
+            panel, t = np.int64(i) // len(rows), np.int64(i) % len(rows)
+            left = images[panel // each * channels :]
+            if 2 * (filters - panel % each * width) > width:
+                _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel])
+            else:
+                _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel])
+    for i in prange(len(panels)):
+        start = np.int64(i) // each * filters + np.int64(i) % each * width
+        some = out[start : min(start + width, (np.int64(i) // each + 1) * filters)]
+        _channels_first(products[i].reshape(-1), place[0], some, planes[2])
 
 
 @np.errstate(all="ignore")
 def conv(x: Any, w: Any, b: Any, stride: Extents, padding: Extents, dilation: Extents, groups: int) -> Any:
     """out[n, k] = b[k] + Σ_c x[n, c] ⋆ w[k, c]: x (N, C, *S), w (K, C/groups, *k), b (K,) or None → (N, K, *O)."""
-    dtype, x, w = x.dtype, _ready(x), _ready(w)
-    b = np.zeros(len(w), x.dtype) if b is None else _ready(b)
-    geometry = _geometry(x.shape[2:], w.shape[2:], stride, padding, dilation, x.shape[1], groups)
-    out = np.empty((len(x), len(w), geometry.pixels.size), x.dtype)
-    rows, scratch = _rows(w, groups), _Scratch(x.dtype)
-    for images, pixels, columns in _columns(x, geometry, groups, len(w)):
-        product = scratch(groups, len(w) // groups, columns.shape[1])
-        np.matmul(rows, columns.transpose(0, 2, 1), out=product)
-        _place(product.reshape(len(w), images.stop - images.start, -1), b, out, images.start, pixels.start)
-    return out.reshape(*out.shape[:2], *geometry.output).astype(dtype, copy=False)
+    layout = x.shape[2:], w.shape[2:], stride, padding, dilation
+    output = tuple((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(*layout, strict=True))
+    return _product(_forward, x, w, b, w.shape[0], output, layout, groups, transposed=False)
 
 
 @np.errstate(all="ignore")
@@ -182,25 +287,38 @@ def conv_input_grad(
     g: Any, w: Any, input_shape: Extents, stride: Extents, padding: Extents, dilation: Extents, groups: int
 ) -> Any:
     """The adjoint of `conv` in x: g (N, K, *O), w (K, C/groups, *k) → (N, C, *input_shape)."""
-    dtype, g, w = g.dtype, _ready(g), _ready(w)
-    count, filters, channels = len(g), len(w), w.shape[1] * groups
-    geometry = _geometry(input_shape, w.shape[2:], stride, padding, dilation, channels, groups)
-    size, taps = geometry.pixels.size, geometry.taps
-    g = g.reshape(count, filters, size)
-    out = np.empty((count, channels, geometry.inside.size), g.dtype)
-    rows, border, upstream, scratch = _rows(w, groups), *(_Scratch(g.dtype) for _ in range(3))
-    for images, pixels in _chunks(count, size, groups * rows.shape[2] + filters):
-        if pixels.start == 0:
-            padded = border(images.stop - images.start, math.prod(geometry.image))
-            padded.fill(0)
-        left = _upstream(g[images, :, pixels], groups, upstream)
-        columns = scratch(groups, left.shape[2], rows.shape[2])
-        np.matmul(left.transpose(0, 2, 1), rows, out=columns)
-        columns = columns.reshape(groups, len(padded), -1, taps.size, w.shape[1])
-        _fold(columns, padded, geometry.pixels[pixels], taps)
-        if pixels.stop == size:
-            _channels_first(out[images], padded, geometry.inside)
-    return out.reshape(count, channels, *input_shape).astype(dtype, copy=False)
+    layout = tuple(input_shape), w.shape[2:], stride, padding, dilation
+    return _product(_backward, g, w, None, w.shape[1] * groups, input_shape, layout, groups, transposed=True)
+
+
+def _product(
+    tables: Any, x: Any, w: Any, b: Any, filters: int, space: Extents, layout: Any, groups: int, transposed: bool
+) -> Any:
+    """One of the two that multiply by filters, which are those of w or, transposed, its channels."""
+    dtype, x, w = x.dtype, _ready(x), _ready(w)
+    out = np.empty((len(x), filters, math.prod(space)), x.dtype)
+    if out.size:
+        bits, taps, width = 8 * x.itemsize, math.prod(w.shape[2:]), _tile.shape(8 * x.itemsize)[1]
+        tables = tables(len(x), x.shape[1], groups, bits, *layout)
+        inner, outer = x.shape[1] // groups, filters // groups
+        steps = (taps, w.shape[1] * taps) if transposed else (inner * taps, taps)
+        panels = groups * math.ceil(outer / width)
+        bias = np.zeros((groups, panels // groups * width), x.dtype)
+        if b is not None:
+            bias[:, :outer] = b.reshape(groups, outer)
+        shapes = (
+            (panels, taps * inner, width),
+            (num_threads(), len(tables.place) * tables.image),
+            (num_threads(), tables.rows.size * width),
+        )
+        with _scratch.scratch(x.dtype, *shapes) as (right, images, products):
+            _panels(right, w.reshape(-1), tables.order, *steps, outer, inner)
+            x = x.reshape(*x.shape[:2], -1)
+            _multiply(
+                out, x, right, bias.reshape(panels, width), images, products, *tables[:6],
+                _planes(width // 2, x.shape[2], out.shape[2]), groups,
+            )  # fmt: skip
+    return out.reshape(*out.shape[:2], *space).astype(dtype, copy=False)
 
 
 @np.errstate(all="ignore")
@@ -209,46 +327,31 @@ def conv_weight_grad(
 ) -> Any:
     """The adjoint of `conv` in w: g (N, K, *O), x (N, C, *S) → (K, C/groups, *kernel_shape)."""
     dtype, g, x = g.dtype, _ready(g), _ready(x)
-    filters, channels = g.shape[1], x.shape[1] // groups
-    geometry = _geometry(x.shape[2:], kernel_shape, stride, padding, dilation, x.shape[1], groups)
-    g = g.reshape(len(g), filters, geometry.pixels.size)
-    total = np.zeros((groups, filters // groups, geometry.taps.size * channels), g.dtype)
-    upstream = _Scratch(g.dtype)
-    for images, pixels, columns in _columns(x, geometry, groups, filters):
-        total += np.matmul(_upstream(g[images, :, pixels], groups, upstream), columns)
-    total = total.reshape(filters, -1, channels).transpose(0, 2, 1)
-    return np.array(total, dtype, order="C").reshape(filters, channels, *kernel_shape)
+    filters, channels, taps = g.shape[1], x.shape[1] // groups, math.prod(kernel_shape)
+    out = np.zeros((filters, channels * taps), g.dtype)
+    if len(x):
+        bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
+        layout = x.shape[2:], tuple(kernel_shape), stride, padding, dilation
+        tables = _across(len(x), x.shape[1], groups, bits, *layout)
+        panels = groups * math.ceil(filters // groups / width)
+        images = tables.columns.size // tables.order.size
+        shapes = (
+            (images * tables.image,),
+            (panels, images * tables.order.size, width),
+            (panels, tables.rows.size, width),
+        )
+        g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
+        planes = _planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
+        with _scratch.scratch(x.dtype, *shapes) as (laid, right, products):
+            _correlate(g, x, out, laid, right, products, *tables[:4], *tables[5:], planes, groups)
+    return out.reshape(filters, channels, *kernel_shape).astype(dtype, copy=False)
+
+
+def _planes(side: int, *sizes: int) -> Any:
+    """Where the planes of as many channels as a square has begin, for planes of these sizes."""
+    return np.array(sizes)[:, None] * np.arange(side)
 
 
 def _ready(x: Any) -> Any:
     """Contiguous, and in a dtype that can be computed in."""
     return np.ascontiguousarray(x, np.float32 if x.dtype == np.float16 else x.dtype)
-
-
-def _rows(w: Any, groups: int) -> Any:
-    """The filters as matrices (groups, K/groups, taps · C/groups), channels last as in the columns."""
-    return np.ascontiguousarray(np.moveaxis(w, 1, -1)).reshape(groups, len(w) // groups, -1)
-
-
-def _upstream(g: Any, groups: int, scratch: _Scratch) -> Any:
-    """One chunk of g (n, K, p) as matrices (groups, K/groups, n · p)."""
-    count, filters, size = g.shape
-    turned = scratch(filters, count, size)
-    np.copyto(turned, g.transpose(1, 0, 2))
-    return turned.reshape(groups, filters // groups, -1)
-
-
-def _columns(x: Any, geometry: _Geometry, groups: int, filters: int) -> Iterator[tuple[slice, slice, Any]]:
-    """For each chunk its images, its pixels and its columns (groups, images · pixels, taps · C/groups)."""
-    channels, spans, size = x.shape[1] // groups, geometry.spans, geometry.pixels.size
-    height = geometry.taps.size * channels
-    x = x.reshape(*x.shape[:2], geometry.inside.size)
-    border, scratch = _Scratch(x.dtype), _Scratch(x.dtype)
-    for images, pixels in _chunks(len(x), size, groups * height + filters):
-        if pixels.start == 0:
-            padded = border(images.stop - images.start, math.prod(geometry.image))
-            _channels_last(x[images], padded, geometry.inside)
-        where = geometry.pixels[pixels]
-        columns = scratch(groups, len(padded), where.size, spans.size, height // spans.size)
-        _unfold(columns, padded, where, spans, channels)
-        yield images, pixels, columns.reshape(groups, -1, height)

@@ -1,0 +1,161 @@
+"""Two loops that a compiler does not find by itself, written as vector instructions: a tile of a matrix product whose
+left side lies anywhere, and a transposition that stays in registers.
+
+`tile` keeps ROWS × 2 vectors of sums in registers. A step over k loads two vectors of B, and each of the ROWS values of
+A once, into all lanes of a vector: 2 · ROWS multiplications and additions for 2 + ROWS loads, which is what a core
+that multiplies two vectors in a cycle can also load. Where A's values lie is said by two tables, of the rows and of k:
+an image is multiplied as it is, without being unfolded into a matrix. Eight rows are enough to hide the time that an
+addition takes, and few enough for their addresses to stay in registers too.
+
+Vectors are as wide as those of the processor that Numba compiles for (`NUMBA_CPU_NAME`, `NUMBA_CPU_FEATURES`); the
+same text is compiled for any. With `MINIGRAD_PLAIN_KERNELS=1` in the environment the two functions are plain loops,
+which are also their definition.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from minigrad.kernels.cpu._jit import helper
+
+_INDEX, _LANE = ir.IntType(64), ir.IntType(32)
+
+
+@functools.cache
+def shape(bits: int) -> tuple[int, int]:
+    """(rows, columns) of a tile of numbers of so many bits; half of its columns are a vector."""
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    has = features.split(",")
+    width = 512 if "+avx512f" in has else 256 if "+avx" in has else 128
+    registers = 32 if width == 512 or triple.startswith(("aarch64", "arm64")) else 16
+    return 8 if registers == 32 else 6, 2 * width // bits
+
+
+def plain_tile(out: Any, a: Any, rows: Any, depth: Any, b: Any) -> None:
+    """out[i, j] += Σ_k a[rows[i] + depth[k]] · b[k, j], over a tile's rows i and columns j."""
+    for i in range(rows.size):
+        for j in range(b.shape[1]):
+            total = a.dtype.type(0)
+            for k in range(depth.size):
+                total += a[rows[i] + depth[k]] * b[k, j]
+            out[i, j] += total
+
+
+def plain_turn(out: Any, places: Any, x: Any, rows: Any, width: int) -> None:
+    """out[places[i] + j] = x[rows[j] + i], for i and j below half of a tile's columns, `width`."""
+    for i in range(width):
+        for j in range(width):
+            out[places[i] + j] = x[rows[j] + i]
+
+
+class _Vectors:
+    """What is said again and again about vectors of half a tile's columns."""
+
+    def __init__(self, context: Any, builder: Any, dtype: Any):
+        self.rows, columns = shape(dtype.bitwidth)
+        self.width, self.bytes = columns // 2, dtype.bitwidth // 8
+        self.type = ir.VectorType(context.get_data_type(dtype), self.width)
+        self.zero = ir.Constant(self.type, [0.0] * self.width)
+        # Fused where the processor can; where it cannot, two instructions and not a call.
+        fma = ir.FunctionType(self.type, [self.type] * 3)
+        self.fma = cgutils.get_or_insert_function(
+            builder.module, fma, f"llvm.fmuladd.v{self.width}f{dtype.bitwidth}"
+        )
+        self._builder = builder
+
+    def load(self, pointer: Any, offset: Any) -> Any:
+        loaded = self._builder.load(self._at(pointer, offset))
+        loaded.align = self.bytes
+        return loaded
+
+    def store(self, value: Any, pointer: Any, offset: Any) -> None:
+        self._builder.store(value, self._at(pointer, offset)).align = self.bytes
+
+    def fill(self, number: Any) -> Any:
+        one = self._builder.insert_element(self.zero, number, ir.Constant(_LANE, 0))
+        return self.shuffle(one, one, [0] * self.width)
+
+    def shuffle(self, x: Any, y: Any, lanes: list[int]) -> Any:
+        return self._builder.shuffle_vector(x, y, ir.Constant(ir.VectorType(_LANE, self.width), lanes))
+
+    def _at(self, pointer: Any, offset: Any) -> Any:
+        offset = ir.Constant(_INDEX, offset) if isinstance(offset, int) else offset
+        return self._builder.bitcast(self._builder.gep(pointer, [offset]), self.type.as_pointer())
+
+
+def _arrays(context: Any, builder: Any, signature: Any, values: Any) -> list[Any]:
+    pairs = zip(signature.args, values, strict=False)
+    return [context.make_array(t)(context, builder, v) for t, v in pairs if isinstance(t, types.Array)]
+
+
+def _number(builder: Any, array: Any, index: Any) -> Any:
+    index = ir.Constant(_INDEX, index) if isinstance(index, int) else index
+    return builder.load(builder.gep(array.data, [index]))
+
+
+def _tile(count: int) -> Any:
+    """`plain_tile` on the first `count` vectors of the columns."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        out, a, rows, depth, b = _arrays(context, builder, signature, values)
+        vectors = _Vectors(context, builder, signature.args[0].dtype)
+        starts = [builder.gep(a.data, [_number(builder, rows, i)]) for i in range(vectors.rows)]
+        every = [(i, j) for i in range(vectors.rows) for j in range(count)]
+        sums = {at: cgutils.alloca_once_value(builder, vectors.zero) for at in every}
+        pitch = ir.Constant(_INDEX, 2 * vectors.width)
+        with cgutils.for_range(builder, builder.extract_value(depth.shape, 0), intp=_INDEX) as loop:
+            offset, row = _number(builder, depth, loop.index), builder.gep(b.data, [builder.mul(loop.index, pitch)])
+            right = [vectors.load(row, j * vectors.width) for j in range(count)]
+            for i, start in enumerate(starts):
+                left = vectors.fill(builder.load(builder.gep(start, [offset])))
+                for j in range(count):
+                    total = builder.call(vectors.fma, [left, right[j], builder.load(sums[i, j])])
+                    builder.store(total, sums[i, j])
+        for i, j in every:
+            at = (2 * i + j) * vectors.width
+            vectors.store(builder.fadd(vectors.load(out.data, at), builder.load(sums[i, j])), out.data, at)
+        return context.get_dummy_value()
+
+    def tile(context: Any, out: Any, a: Any, rows: Any, depth: Any, b: Any) -> Any:
+        return types.void(out, a, rows, depth, b), codegen
+
+    return intrinsic(tile)
+
+
+def _turn(context: Any, out: Any, places: Any, x: Any, rows: Any, width: Any) -> Any:
+    """`plain_turn` in log₂(width) rounds: in round d, blocks of d × d numbers on either side of a diagonal swap."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        out, places, x, rows = _arrays(context, builder, signature, values)
+        vectors = _Vectors(context, builder, signature.args[0].dtype)
+        width = vectors.width
+        block = [vectors.load(x.data, _number(builder, rows, j)) for j in range(width)]
+        distance = 1
+        while distance < width:
+            upper = [lane if not lane & distance else width + lane - distance for lane in range(width)]
+            lower = [lane + distance if not lane & distance else width + lane for lane in range(width)]
+            for i in range(width):
+                if not i & distance:
+                    pair = block[i], block[i + distance]
+                    block[i], block[i + distance] = vectors.shuffle(*pair, upper), vectors.shuffle(*pair, lower)
+            distance *= 2
+        for i in range(width):
+            vectors.store(block[i], out.data, _number(builder, places, i))
+        return context.get_dummy_value()
+
+    return types.void(out, places, x, rows, width), codegen
+
+
+if os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1":
+    tile = narrow_tile = helper(plain_tile)
+    turn = helper(plain_turn)
+else:
+    tile, narrow_tile, turn = _tile(2), _tile(1), intrinsic(_turn)
