@@ -1,17 +1,12 @@
-"""Ctrl-C: it waits where something must not stop half-way, and ends a script in few words."""
+"""Ctrl-C waits where something must not stop half-way."""
 
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
-
-#: What a shell says of a program that Ctrl-C has ended.
-INTERRUPTED = 130
 
 
 @contextmanager
@@ -41,13 +36,3 @@ def deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if waiting:
             handler(*waiting[0])
-
-
-def exit_on_interrupt() -> None:
-    """Let Ctrl-C end this script with a line and exit code 130 instead of a traceback; `finally` blocks still run."""
-
-    def end(number: int, frame: FrameType | None) -> NoReturn:
-        print("\ninterrupted", file=sys.stderr)
-        raise SystemExit(INTERRUPTED)
-
-    signal.signal(signal.SIGINT, end)

@@ -89,8 +89,8 @@ class Checkpoint:
 
     `model`, `optimizer`, `scheduler`, `generator`: one of each, or several by name, for a GAN perhaps
     `Checkpoint({"G": generator, "D": critic}, {"G": g_optimizer, "D": d_optimizer})`. `step`: how many steps are done.
-    Generators are minigrad's or NumPy's; the library's own, which dropout draws from, always belongs to it. Gradients
-    do not: save between the steps.
+    Generators are minigrad's or NumPy's (PCG64); the library's own, which dropout draws from, always belongs to it.
+    Gradients do not: save between the steps.
 
     One safetensors file holds it: tensors by name, which `mg.load` reads too, and as metadata the numbers and a SHA-256
     of everything. Nothing of it is written anywhere before all of it has been checked against what is there.
@@ -218,7 +218,8 @@ class Checkpoint:
         }
         for kind, types in kinds.items():
             given = getattr(self, kind)
-            for name, part in given.items() if isinstance(given, Mapping) else [] if given is None else [(None, given)]:
+            named = given if isinstance(given, Mapping) else {} if given is None else {None: given}
+            for name, part in named.items():
                 if not isinstance(part, types):
                     raise TypeError(
                         f"Checkpoint: expected {kind} to be a {types[0].__name__}, or several by name; "
