@@ -257,7 +257,7 @@ def _template(path: str, part: Any, found: Mapping[str, Any]) -> Any:
         params = [p for group in part.param_groups for p in group["params"]]
         slots: dict[int, dict[str, Any]] = {}
         for key, value in found.items():
-            match = re.fullmatch(rf"{re.escape(path)}\.state\.(0|[1-9][0-9]{{0,8}})\.(\w+)", key)
+            match = re.fullmatch(rf"{re.escape(path)}\.state\.([0-9]{{1,9}})\.(\w+)", key)
             if match and int(match[1]) < len(params):
                 number = range(1 << 63) if match[2] == "step" else 0
                 slot = params[int(match[1])] if isinstance(value, Entry) else number

@@ -1,6 +1,8 @@
 """Processes that end in the middle of something, by SIGKILL or Ctrl-C: what they leave, and what goes on from it."""
 
+import inspect
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -82,31 +84,41 @@ def test_killed_200_times_the_newest_checkpoint_loads(tmp_path):
 
 # Ctrl-C --------------------------------------------------------------------------------------------------------------
 
-TRAINING = """
+def training():
+    mg.manual_seed(0)
+    model = mg.nn.Sequential(
+        mg.nn.utils.spectral_norm(mg.nn.Linear(64, 128)), mg.nn.BatchNorm1d(128), mg.nn.ReLU(), mg.nn.Dropout(0.2),
+        mg.nn.utils.spectral_norm(mg.nn.Linear(128, 1)),
+    )  # fmt: skip
+    optimizer = mg.optim.Adam(model.parameters())
+    scheduler = mg.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    return Checkpoint(model, optimizer, scheduler, mg.Generator(1))
+
+
+def train(checkpoint, folder, steps):
+    for step in range(checkpoint.step, steps):
+        checkpoint.optimizer.zero_grad()
+        checkpoint.model(mg.randn(128, 64, generator=checkpoint.generator)).square().mean().backward()
+        checkpoint.optimizer.step()
+        checkpoint.scheduler.step()
+        checkpoint.step = step + 1
+        checkpoint.save(folder, keep=2)
+
+
+TRAINING = f"""
 import sys
 from minigrad.cli import exit_on_interrupt
 exit_on_interrupt()
 import minigrad as mg
 from minigrad.checkpoint import Checkpoint
-from minigrad.nn.utils import spectral_norm
 
-mg.manual_seed(0)
+{inspect.getsource(training)}
+{inspect.getsource(train)}
+
 mg.set_num_threads(1)
-model = mg.nn.Sequential(
-    spectral_norm(mg.nn.Linear(64, 128)), mg.nn.BatchNorm1d(128), mg.nn.ReLU(), mg.nn.Dropout(0.2),
-    spectral_norm(mg.nn.Linear(128, 1)),
-)
-optimizer = mg.optim.Adam(model.parameters())
-scheduler = mg.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
-checkpoint = Checkpoint(model, optimizer, scheduler, mg.Generator(1))
+checkpoint = training()
 checkpoint.resume(sys.argv[1])
-for step in range(checkpoint.step, 100):
-    optimizer.zero_grad()
-    model(mg.randn(128, 64, generator=checkpoint.generator)).square().mean().backward()
-    optimizer.step()
-    scheduler.step()
-    checkpoint.step = step + 1
-    checkpoint.save(sys.argv[1], keep=2)
+train(checkpoint, sys.argv[1], 100)
 """
 
 
@@ -149,6 +161,30 @@ def test_an_example_ends_in_a_word():
     assert (process.returncode, errors) == (130, "\ninterrupted\n")
     for path in examples.glob("[!_]*.py"):
         assert "\nexit_on_interrupt()\n" in path.read_text(), path
+
+
+def test_what_ctrl_c_tears_a_load_mends(tmp_path, monkeypatch):
+    """In a process that goes on: it comes in the middle of layers, of optimizers, and of saves."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # it would wait for the disk most of the time
+    chance, often = random.Random(0), training()
+    train(often, tmp_path, 2)  # Numba does not survive a Ctrl-C in its first compilation
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        for _ in range(40):
+            try:
+                with mg.enable_grad():
+                    signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.001, 0.02))
+                    train(often, tmp_path, 10**6)
+            except KeyboardInterrupt:
+                often.load(tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    train(often, tmp_path, often.step + 2)
+    whole = training()
+    train(whole, tmp_path / "whole", often.step)
+    there, wanted = (Checkpoint.steps(folder)[often.step] for folder in (tmp_path, tmp_path / "whole"))
+    assert there.read_bytes() == wanted.read_bytes()
 
 
 def small(value):

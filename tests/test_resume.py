@@ -473,7 +473,13 @@ def test_a_schedule_of_ones_own(tmp_path):
     file = saved.save(tmp_path)
     other.load(file)
     assert (other.scheduler.best, other.scheduler.seen) == (0.25, (7, {"a": False}))  # a tuple again
-    forged(file, {"scheduler.best": None})
+    for best in ("min", True, None):
+        saved.scheduler.best = best
+        saved.save(file)
+        other = made()
+        other.load(file)
+        assert other.scheduler.best == best
+    other.scheduler.best = 0.25
     with pytest.raises(ValueError, match=r"scheduler\.best: expected a finite number; got None"):
         other.load(file)
     forged(file, {"scheduler.best": 1, "scheduler.seen.1.a": 1})
