@@ -5,11 +5,13 @@ import argparse
 import numpy as np
 
 import minigrad as mg
+from minigrad.cli import exit_on_interrupt
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--device", default="cpu", help="cpu or cuda")
 parser.add_argument("--seed", type=int, default=0)
 args = parser.parse_args()
+exit_on_interrupt()
 rng = np.random.default_rng(args.seed)
 weight, upstream, direction = rng.standard_normal((3, 5, 8))
 v = rng.standard_normal(8)

@@ -14,6 +14,7 @@ from rich.table import Table
 from sklearn.datasets import load_digits
 
 import minigrad as mg
+from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -23,6 +24,7 @@ parser.add_argument("--steps", type=int, default=300, help="of training")
 parser.add_argument("--iterations", type=int, default=60, help="of Lanczos, a Hessian-vector product each")
 parser.add_argument("--out", default="hessian_spectrum.png", help="the picture")
 args = parser.parse_args()
+exit_on_interrupt()
 mg.manual_seed(args.seed)
 mg.set_num_threads(1)  # the matrices are small
 rng = np.random.default_rng(args.seed)

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 import minigrad as mg
+from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -13,6 +14,7 @@ parser.add_argument("--device", default="cpu", help="cpu or cuda")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=6)
 args = parser.parse_args()
+exit_on_interrupt()
 mg.manual_seed(args.seed)
 rng = np.random.default_rng(args.seed)
 

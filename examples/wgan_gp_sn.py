@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 
 import minigrad as mg
+from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 parser = argparse.ArgumentParser(description=__doc__)
@@ -22,6 +23,7 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--steps", type=int, default=1500, help="of the generator; the critic makes 3 for each")
 parser.add_argument("--out", default="wgan_gp_sn.png", help="the picture")
 args = parser.parse_args()
+exit_on_interrupt()
 mg.manual_seed(args.seed)
 mg.set_num_threads(1)  # the matrices are small
 rng = np.random.default_rng(args.seed)

@@ -10,6 +10,7 @@ tensor([2., 4.])
 from minigrad import (
     _capture as _capture,
     _sharing as _sharing,
+    checkpoint as checkpoint,
     export as export,
     nn as nn,
     optim as optim,

@@ -9,8 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
 
 import minigrad
 from minigrad import device
@@ -50,6 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def exit_on_interrupt() -> None:
+    """Let Ctrl-C end a script with one line and exit code 130 instead of a traceback; `finally` blocks still run.
+
+    Where it is ignored, as by a job in the background, it still is.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        print("\ninterrupted", file=sys.stderr)
+        raise SystemExit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
 
 
 def _run(given: list[str]) -> int:

@@ -100,7 +100,8 @@ def test_the_file_is_complete_and_flushed_before_it_takes_the_name(path, monkeyp
     monkeypatch.setattr(os, "replace", seen_replace)
     mg.save({"x": mg.ones(1000)}, path)
     size = path.stat().st_size
-    assert events == [("fsync", size), ("replace", size, True)]
+    assert events[:2] == [("fsync", size), ("replace", size, True)]
+    assert events[2:] == ([("fsync", os.stat(path.parent).st_size)] if os.name == "posix" else [])  # the new name
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions and links as POSIX has them")
@@ -146,6 +147,14 @@ BROKEN = {
     "beyond the end": written({"x": X | {"data_offsets": [8, 16]}}, bytes(8)),
     "more data": written({"x": X}, bytes(9)),
     "unknown dtype": written({"x": X | {"dtype": "Q"}}, bytes(8)),
+    "header of 2⁶³ bytes": struct.pack("<Q", 1 << 63) + b"{}",
+    "deep": struct.pack("<Q", 10**6) + b'{"x":' + b"[" * (10**6 - 5),
+    "negative extent": written({"x": X | {"shape": [-2]}}, bytes(8)),
+    "extents that overflow": written({"x": X | {"shape": [1 << 62, 8]}}, bytes(8)),
+    "nothing, but of 2⁶² rows": written({"x": X | {"shape": [0, 1 << 62], "data_offsets": [0, 0]}}),
+    "65 dimensions": written({"x": X | {"shape": [2] + [1] * 64}}, bytes(8)),
+    "bool of 2": written({"x": {"dtype": "BOOL", "shape": [2], "data_offsets": [0, 2]}}, b"\1\2"),
+    "metadata of numbers": written({"x": X, "__metadata__": {"a": 1}}, bytes(8)),
 }
 
 
@@ -153,6 +162,14 @@ BROKEN = {
 def test_a_file_that_is_none_is_named(kind, path):
     path.write_bytes(BROKEN[kind])
     with pytest.raises(ValueError, match=r"load: .*model\.safetensors: expected a complete safetensors file"):
+        mg.load(path)
+
+
+def test_a_pipe_is_not_waited_for(path):
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("no named pipes here")
+    os.mkfifo(path)
+    with pytest.raises(OSError, match=r"load: .*model\.safetensors: expected a regular file"):
         mg.load(path)
 
 

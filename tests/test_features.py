@@ -219,8 +219,10 @@ TABLE = (
     Row(
         "serialization",
         "u, v saved for an exact restart (AiDotNet)",
-        "safetensors, exact restart",
+        "safetensors; a whole training goes on to the bit",
         (
+            "test_resume::test_training_goes_on_to_the_bit",
+            "test_killed::test_killed_200_times_the_newest_checkpoint_loads",
             "test_optim::test_saved_state_continues_exactly",
             "test_interchange::test_a_file_goes_both_ways_and_training_goes_on",
             "test_checkpoint::test_every_dtype_shape_and_stride",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigrad._errors import UsageError
+from minigrad._interrupt import deferred
 from minigrad.spectral.study.tables import Row, finite
 
 #: The file to open first. It is moved into place last, so that it never stands beside older numbers.
@@ -44,8 +45,9 @@ def write(folder: Path, report: str, about: Mapping[str, Any], tables: Mapping[s
             )
             (scratch / REPORT).write_text(report, encoding="utf-8")
             names = sorted((path.name for path in scratch.iterdir()), key=lambda name: name == REPORT)
-            for name in names:
-                os.replace(scratch / name, folder / name)
+            with deferred():
+                for name in names:
+                    os.replace(scratch / name, folder / name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
