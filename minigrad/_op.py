@@ -10,7 +10,7 @@ from typing import Any
 
 from minigrad._mode import mode
 from minigrad._tensor import Tensor
-from minigrad.device import kernels
+from minigrad.device import kernels, out_of_memory
 
 Rule = Callable[..., Tensor | None]
 Saved = dict[str, Any]
@@ -81,7 +81,10 @@ class Op:
         if device is None:
             raise self._no_tensor(inputs[0] if inputs else None)
         k = kernels(device)
-        made = self.forward(k, *raw, **attributes)
+        try:
+            made = self.forward(k, *raw, **attributes)
+        except MemoryError as error:
+            raise out_of_memory(self.name, attributes.get("device", device), error) from None
         out, *byproducts = made if type(made) is tuple else (made,)
         if self.moves:
             device = attributes["device"]

@@ -34,6 +34,14 @@ def kernels(device: str) -> ModuleType:
     return _cpu if device == "cpu" else _cuda or _load_cuda()
 
 
+def out_of_memory(who: str, device: str, error: MemoryError) -> MemoryError:
+    """The error of an allocation, which names its size, with who asked for it and what is in use already."""
+    used = kernels(device).memory_allocated()
+    return MemoryError(
+        f"{who}: {error} (device '{device}'; {used:,} bytes are in use). Free tensors, or work on smaller batches."
+    )
+
+
 _cuda: ModuleType | None = None  # the GPU's kernels, once they were asked for and found to be usable
 
 

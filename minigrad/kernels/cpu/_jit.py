@@ -17,6 +17,7 @@ import platform
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 #: Freedom to reorder sums (so that they vectorize) that still lets NaN and infinity through: never 'nnan', 'ninf'.
@@ -70,6 +72,22 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+_DAY = 24 * 60 * 60
+
+
+def _seal(path: Path, payload: bytes) -> bytes:
+    """What stands before a kernel: machine code with a flipped bit, or under another kernel's name, may do anything."""
+    return hashlib.sha256(path.name.encode() + payload).digest()
+
+
+def _prune(folder: Path) -> None:
+    """Remove what nobody has loaded for a month: kernels of old sources, the scratch of a process that was killed."""
+    for path in folder.glob("*.kernel*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 30 * _DAY:
+                path.unlink()
+
+
 class _DiskCache(_Cache):  # type: ignore[misc]
     """What a Numba dispatcher asks of a cache, over one file per kernel and signature."""
 
@@ -86,9 +104,13 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         target_context.refresh()
         try:
-            content = self._file(signature, target_context.codegen()).read_bytes()
-            if hashlib.sha256(content[32:]).digest() != content[:32]:  # machine code with a flipped bit may do anything
+            path = self._file(signature, target_context.codegen())
+            content = path.read_bytes()
+            if _seal(path, content[32:]) != content[:32]:
                 return None
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _DAY:
+                    os.utime(path)  # the time of the last use, to the day
             return CompileResult._rebuild(target_context, *pickle.loads(content[32:]))
         except Exception:  # absent, unreadable or damaged: each is cured by compiling again
             return None
@@ -97,11 +119,12 @@ class _DiskCache(_Cache):  # type: ignore[misc]
         if compiled.library.has_dynamic_globals:
             return
         path = self._file(signature, compiled.codegen)
-        scratch = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
+        scratch = path.with_suffix(f".kernel-{os.getpid()}-{threading.get_ident()}")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _prune(path.parent)
             payload = dumps(compiled._reduce())
-            scratch.write_bytes(hashlib.sha256(payload).digest() + payload)
+            scratch.write_bytes(_seal(path, payload) + payload)
             os.replace(scratch, path)  # so that a reader sees a whole file or none
         except OSError:  # a full or read-only disk costs a compilation next time, nothing else
             with contextlib.suppress(OSError):
@@ -132,6 +155,9 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+    # A fork waits until no thread is compiling: its child would have half a compiler, locked for ever.
+    lock = global_compiler_lock
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
 # The workqueue layer, Numba's last resort, aborts the process on concurrent callers: they take turns.
 _one_at_a_time = threading.Lock()
