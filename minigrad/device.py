@@ -43,10 +43,16 @@ def out_of_memory(who: str, device: str, error: MemoryError) -> MemoryError:
 
 
 _cuda: ModuleType | None = None  # the GPU's kernels, once they were asked for and found to be usable
+_lost = False  # is this a child, forked by a process that was using the GPU?
 
 
 def _load_cuda() -> ModuleType:
     global _cuda
+    if _lost:
+        raise RuntimeError(
+            "device 'cuda': a forked process cannot use the GPU through what its parent has set up. Start it by "
+            "multiprocessing's method 'spawn', or fork before CUDA is first used."
+        )
     try:
         from minigrad.kernels import cuda as found
     except ImportError as error:
@@ -54,7 +60,14 @@ def _load_cuda() -> ModuleType:
     if problem := found.problem():
         raise RuntimeError(f"device 'cuda': {problem}")
     _cuda = found
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_lose_cuda)
     return found
+
+
+def _lose_cuda() -> None:
+    global _cuda, _lost
+    _cuda, _lost = None, True
 
 
 def set_num_threads(n: int) -> None:

@@ -103,6 +103,24 @@ def test_a_fork_in_the_middle_of_a_draw_leaves_a_child_that_can_draw() -> None:
     assert python(code) == "0"
 
 
+def test_a_child_of_a_process_that_uses_the_gpu_is_refused_it(device: str) -> None:
+    if device == "cuda":
+        pytest.skip("this needs a simulator of its own")
+    code = CHILD + """
+    def refused(f):
+        try:
+            f()
+        except RuntimeError as error:
+            return "forked process" in str(error) and "spawn" in str(error)
+    x = mg.ones(3, device="cuda")
+    def child():
+        return refused(lambda: x + x) and refused(x.tolist) and refused(lambda: mg.ones(2).to("cuda")) and (
+            not mg.cuda.is_available() and mg.ones(2).tolist() == [1, 1])
+    print(in_a_child(child), x.tolist())
+    """
+    assert python(code, NUMBA_ENABLE_CUDASIM="1") == "0 [1.0, 1.0, 1.0]"
+
+
 LOADER = """
 import multiprocessing, sys
 import numpy as np

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 from collections.abc import Callable, Iterator
@@ -54,7 +55,9 @@ def retained_graph(row: Row) -> None:
 def double_backward(row: Row) -> None:
     xs, out = inner(row)
     gs = mg.grad(out, xs, create_graph=True)
-    sum((g * g).sum() for g in gs).backward()
+    total = sum((g * g).sum() for g in gs)
+    if total.requires_grad:
+        total.backward()
 
 
 def third_order_dropped(row: Row) -> None:
@@ -64,7 +67,7 @@ def third_order_dropped(row: Row) -> None:
 
 
 def hooks(row: Row) -> None:
-    """That hold what they are hung on: in the closure of a function that the tensor does not outlive, and twice over."""
+    """And kept gradients; some hooks are never taken off."""
     xs, out = inner(row)
     y = out * 2
     seen: list[mg.Tensor] = []
@@ -77,20 +80,14 @@ def hooks(row: Row) -> None:
 
 
 def failed_forward(row: Row, which: int) -> None:
-    with failing_at(which):
-        try:
-            inner(row)
-        except Failure:
-            pass
+    with contextlib.suppress(Failure), failing_at(which):
+        inner(row)
 
 
 def failed_backward(row: Row, which: int, create_graph: bool) -> None:
     _, out = inner(row)
-    try:
-        with failing_at(which):
-            out.backward(create_graph=create_graph)
-    except Failure:
-        pass
+    with contextlib.suppress(Failure), failing_at(which):
+        out.backward(create_graph=create_graph)
 
 
 def refused(row: Row) -> None:
@@ -101,10 +98,8 @@ def refused(row: Row) -> None:
         out.backward, lambda: out + mg.ones(7) + mg.ones(5), lambda: out[3], lambda: xs[0].copy_(xs[0]), out.numpy,
         lambda: mg.matmul(xs[0], mg.ones(97, 89)), lambda: mg.tensor([[1], [2, 3]]), lambda: xs[0].reshape(97),
     ):  # fmt: skip
-        try:
+        with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError):
             attempt()
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            pass
 
 
 WAYS: dict[str, Callable[[Row], None]] = {
@@ -112,9 +107,10 @@ WAYS: dict[str, Callable[[Row], None]] = {
 }
 WAYS |= {f"failed forward {n}": functools.partial(failed_forward, which=n) for n in (0, 1, 2)}
 WAYS |= {
-    f"failed {'second' if create else 'first'} walk {n}": functools.partial(failed_backward, which=n, create_graph=create)
-    for n in (0, 1, 3) for create in (False, True)
-}  # fmt: skip
+    f"failed walk {n}{', recorded' * create}": functools.partial(failed_backward, which=n, create_graph=create)
+    for n in (0, 1, 3)
+    for create in (False, True)
+}
 
 
 @pytest.fixture
@@ -164,17 +160,18 @@ TRAINING = """
             net(mg.randn(*shape)).square().mean().backward()
             optimizer.step()
 
-    train(500)
+    train(1)
     gc.collect()
-    gc.disable()  # a cycle would show
+    gc.disable()  # a cycle would show; and Python's free lists, which a collection empties, fill up and stay
+    train(1999)
     before, blocks = resident(), sys.getallocatedblocks()
-    train(9500)
+    train(8000)
     print(resident() / before - 1, sys.getallocatedblocks() - blocks, gc.collect())
 """
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_ten_thousand_steps_take_no_more_memory_than_five_hundred(name: str) -> None:
+def test_ten_thousand_steps_take_no_more_memory_than_two_thousand(name: str) -> None:
     growth, blocks, cycles = python(TRAINING.replace("NAME", repr(name))).split()
     assert float(growth) < 0.01
     assert int(blocks) < 500 and int(cycles) == 0  # not a twentieth of an object in a step

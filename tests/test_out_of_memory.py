@@ -66,9 +66,10 @@ def test_on_the_cpu() -> None:
     kinds += [f"{op}: Unable to allocate 1.00 GiB for an array with shape (16384, 16384)" for op in ("mul", "matmul")]
     kinds += ["softplus: Unable to allocate 1.00 GiB", "exp: Unable to allocate 100. MiB", "mul: Unable to allocate"]
     kinds += ["full: Unable to allocate 100. MiB"]
+    end = r"\(device 'cpu'; ([\d,]+) bytes are in use\)\. Free tensors, or work on smaller batches\.$"
     for line, kind in zip(lines, 3 * kinds, strict=True):
         assert line.startswith(kind)
-        found = re.search(r"\(device 'cpu'; ([\d,]+) bytes are in use\)\. Free tensors, or work on smaller batches\.$", line)
+        found = re.search(end, line)
         assert found and 100 << 20 < int(found[1].replace(",", "")) < 2 << 30
 
 
@@ -97,16 +98,22 @@ def test_on_the_gpu(device: str) -> None:
         refused(lambda: mg.zeros(1 << 20, device="cuda"))
         refused(lambda: mg.zeros(1 << 20).to("cuda"))
         refused(lambda: x.expand(500, 1000) + x)
-        loss = (x.detach().requires_grad_() * mg.ones(1, device="cuda")).expand(300, 1000)
-        refused(lambda: (loss * 2).sum().backward())
-        left[0] = 10_000
-        assert trained("cuda") == expected
-        left[0] = 0
-    assert len(failures) == 16  # each was tried again after what was free had been given back
+        assert len(failures) == 6  # each was tried again after what was free had been given back
+        failures.clear()
+    for allocations in range(0, 1000, 5):  # a step that fails at any of them, until there are enough
+        memory.empty_cache()
+        left[0] = allocations
+        try:
+            assert trained("cuda") == expected
+            break
+        except MemoryError:
+            pass
+    print(allocations)
     """
     lines = python(code, NUMBA_ENABLE_CUDASIM="1").splitlines()
     kinds = ["full: unable to allocate 4,194,304 bytes", "move: unable to allocate 4,194,304 bytes"]
-    kinds += ["add: unable to allocate 2,097,152 bytes", "mul: unable to allocate 1,212,416 bytes"]
+    kinds += ["add: unable to allocate 2,097,152 bytes"]
+    assert int(lines.pop()) > 20
     for line, kind in zip(lines, 2 * kinds, strict=True):
         assert line.startswith(f"{kind}: ") and "CUDA_ERROR_OUT_OF_MEMORY" in line
         assert re.search(r"\(device 'cuda'; [\d,]{5,9} bytes are in use\)\. Free tensors, or", line)

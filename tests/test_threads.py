@@ -28,7 +28,7 @@ TRAINING = """
     shared = network(99).eval()
 
     def work(seed, net, results, steps=3):
-        '''Train a network of this thread's own; look through the one that all share at every batch, and at its slope.'''
+        '''Train a network of the thread's own; look at every batch, and at a slope, through the one that all share.'''
         generator = mg.Generator(seed)
         optimizer = mg.optim.Adam(net.parameters(), lr=0.01)
         seen = []

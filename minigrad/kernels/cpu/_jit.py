@@ -41,8 +41,8 @@ def cache_directory() -> Path:
     """Where compiled kernels live: `$MINIGRAD_CACHE_DIR`, else the user's cache folder, else a temporary one."""
     if chosen := os.environ.get("MINIGRAD_CACHE_DIR"):
         return Path(chosen)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # a home that cannot be written, a user without one
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad"
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home
@@ -118,17 +118,17 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     def save_overload(self, signature: Any, compiled: Any) -> None:
         if compiled.library.has_dynamic_globals:
             return
-        path = self._file(signature, compiled.codegen)
-        scratch = path.with_suffix(f".kernel-{os.getpid()}-{threading.get_ident()}")
-        try:
+        with contextlib.suppress(OSError):  # a full or read-only disk costs a compilation next time, nothing else
+            path = self._file(signature, compiled.codegen)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _prune(path.parent)
             payload = dumps(compiled._reduce())
-            scratch.write_bytes(_seal(path, payload) + payload)
-            os.replace(scratch, path)  # so that a reader sees a whole file or none
-        except OSError:  # a full or read-only disk costs a compilation next time, nothing else
-            with contextlib.suppress(OSError):
-                scratch.unlink()
+            scratch = path.with_suffix(f".kernel-{os.getpid()}-{threading.get_ident()}")
+            try:
+                scratch.write_bytes(_seal(path, payload) + payload)
+                os.replace(scratch, path)  # so that a reader sees a whole file or none
+            finally:
+                scratch.unlink(missing_ok=True)
 
     def enable(self) -> None: ...
     def disable(self) -> None: ...
@@ -159,8 +159,10 @@ if hasattr(os, "register_at_fork"):
     lock = global_compiler_lock
     os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
-# The workqueue layer, Numba's last resort, aborts the process on concurrent callers: they take turns.
-_one_at_a_time = threading.Lock()
+# Callers take turns. The workqueue layer, Numba's last resort, aborts the process on concurrent ones, and GNU OpenMP
+# gives every calling thread a team of its own: more threads than cores, which wait for each other. A handler of a
+# signal may come in between: the same thread need not wait for itself.
+_one_at_a_time = threading.RLock()
 
 
 class Kernel:
@@ -193,15 +195,13 @@ class Kernel:
             return self.serial(*args)
         if _threads is not None:
             numba.set_num_threads(_threads)  # Numba keeps this number per thread
-        if _threading_layer() == "workqueue":
-            with _one_at_a_time:
-                return self.parallel(*args)
-        return self.parallel(*args)
+        with _one_at_a_time:
+            return self.parallel(*args)
 
 
 @functools.cache
 def _threading_layer() -> str:
-    """The layer that Numba will use; asking starts it, and this is asked when it is about to be used."""
+    """The layer that parallel variants run on; asking starts it."""
     from numba.np.ufunc.parallel import _launch_threads
 
     _launch_threads()
