@@ -40,7 +40,8 @@ TEMPLATES = [
     "lib.var({x})", "lib.prod({x})", "lib.norm({x})", "lib.norm({x}, 2, {d})", "lib.norm({x}, 1, {d}, True)",
     "lib.norm({x}, 3, {d})", "lib.sum({x}, {dims})", "lib.amax({x}, {dims})", "lib.mean({x}, {dims}, True)",
     "{x}.T", "{x}[None, None].mT", "{x}.reshape(-1)", "lib.flatten({x}, 1)", "lib.transpose({x}, {d}, {d2})",
-    "{x}.contiguous()", "lib.permute({x}, {order})", "lib.unsqueeze({x}, {d})", "lib.squeeze({x})", "lib.flip({x}, ({d},))",
+    "{x}.contiguous()", "lib.permute({x}, {order})", "lib.unsqueeze({x}, {d})", "lib.squeeze({x})",
+    "lib.flip({x}, ({d},))",
     "{x}.reshape({x0}, -1)", "{x}.expand(2, *{x}.shape)", "lib.pad({x}, (1, 2), value=0.5)", "lib.pad({x}, (-1, 1))",
     "lib.cat([{x}, {x}], {d})", "lib.cat([{x}, {leaf:{shape}}], {d})",
     "lib.stack([{x}, {x}, {leaf:{shape}}], {d})",
@@ -86,6 +87,8 @@ def torch_library() -> Library:
 
     torch.set_num_threads(1)
     library = Library(torch.nn.functional, torch, torch.Tensor)
+    library.elu = lambda x: torch.where(x > 0, x, torch.expm1(x))  # its own has another second derivative at 0
+    library.softplus = lambda x, beta=1.0: torch.nn.functional.softplus(x, beta, threshold=100)  # exact, below
     library.spectral_normalize = lambda W, u, v: (W / (u @ W @ v), u @ W @ v)
     return library
 
@@ -287,7 +290,7 @@ def fails(program: Program) -> bool:
 
 
 def smaller(program: Program) -> Program:
-    """The smallest program that still fails: ended earlier, lines made leaves, leaves made rounder."""
+    """The smallest program that still fails: ended earlier, lines made leaves, leaves made smaller and rounder."""
     while True:
         for candidate in candidates(program):
             if fails(candidate):
@@ -311,9 +314,9 @@ def candidates(program: Program) -> list[Program]:
             leaf = {name: held[name].numpy().copy()}
             found.append(Program({**program.leaves, **leaf}, dict(lines[:i] + lines[i + 1 :])).needed())
     for name, array in program.leaves.items():
-        rounder = np.round(array, 1)
-        if not np.array_equal(rounder, array):
-            found.append(Program({**program.leaves, name: rounder}, program.lines))
+        halves = [np.array_split(array, 2, d)[k] for d in range(array.ndim) if array.shape[d] > 1 for k in (0, 1)]
+        simpler = [a for a in (*halves, np.round(array, 1)) if not np.array_equal(a, array)]
+        found += [Program({**program.leaves, name: a}, program.lines) for a in simpler]
     return found
 
 
