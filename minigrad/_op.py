@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from minigrad._mode import mode
 from minigrad._tensor import Tensor
-from minigrad.device import kernels
+from minigrad.device import kernels, out_of_memory
 
 Rule = Callable[..., Tensor | None]
 Saved = dict[str, Any]
@@ -84,7 +84,10 @@ class Op:
         if device is None:
             raise self._no_tensor(inputs[0] if inputs else None)
         k = kernels(device)
-        out = self.forward(k, *raw, **attributes)
+        try:
+            out = self.forward(k, *raw, **attributes)
+        except MemoryError as error:
+            raise out_of_memory(self.name, attributes.get("device", device), error) from None
         if self.moves:
             device = attributes["device"]
             k = kernels(device)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
 import numpy as np
 
 from minigrad._mode import mode
+
+_lock = threading.Lock()  # of every generator: a fork takes it too, so that no child finds it taken for ever
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 class Generator:
@@ -26,7 +31,6 @@ class Generator:
     """
 
     def __init__(self, seed: int = 0):
-        self._lock = threading.Lock()
         self.manual_seed(seed)
 
     def manual_seed(self, seed: int) -> Generator:
@@ -48,17 +52,10 @@ class Generator:
         if mode.recorder is not None:
             mode.recorder.draws(self)
         per_block = 2 if dtype == np.float64 else 4
-        with self._lock:
+        with _lock:
             start = self.offset
             self.offset += -(-elements // per_block)
         return self.seed, start
-
-    def __getstate__(self) -> dict[str, int]:
-        return self.get_state()
-
-    def __setstate__(self, state: dict[str, int]) -> None:
-        self.__init__()  # type: ignore[misc]
-        self.set_state(state)
 
 
 default = Generator(0)

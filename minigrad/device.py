@@ -34,11 +34,25 @@ def kernels(device: str) -> ModuleType:
     return _cpu if device == "cpu" else _cuda or _load_cuda()
 
 
+def out_of_memory(who: str, device: str, error: MemoryError) -> MemoryError:
+    """The error of an allocation, which names its size, with who asked for it and what is in use already."""
+    used = kernels(device).memory_allocated()
+    return MemoryError(
+        f"{who}: {error} (device '{device}'; {used:,} bytes are in use). Free tensors, or work on smaller batches."
+    )
+
+
 _cuda: ModuleType | None = None  # the GPU's kernels, once they were asked for and found to be usable
+_lost = False  # is this a child, forked by a process that was using the GPU?
 
 
 def _load_cuda() -> ModuleType:
     global _cuda
+    if _lost:
+        raise RuntimeError(
+            "device 'cuda': a forked process cannot use the GPU through what its parent has set up. Start it by "
+            "multiprocessing's method 'spawn', or fork before CUDA is first used."
+        )
     try:
         from minigrad.kernels import cuda as found
     except ImportError as error:
@@ -46,7 +60,14 @@ def _load_cuda() -> ModuleType:
     if problem := found.problem():
         raise RuntimeError(f"device 'cuda': {problem}")
     _cuda = found
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_lose_cuda)
     return found
+
+
+def _lose_cuda() -> None:
+    global _cuda, _lost
+    _cuda, _lost = None, True
 
 
 def set_num_threads(n: int) -> None:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +92,70 @@ def test_a_damaged_file_is_compiled_again(package: Path, tmp_path: Path) -> None
     run(RELU, tmp_path, package)
     (path,) = tmp_path.glob("*")
     good = path.read_bytes()
+    run(RELU.replace("relu", "softplus"), tmp_path, package)
+    (another,) = set(tmp_path.glob("*")) - {path}
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
-    for bad in (good[:-100], bytes(flipped), b"N."):
+    for bad in (good[:-100], bytes(flipped), b"N.", another.read_bytes()):
         path.write_bytes(bad)
         assert run(RELU, tmp_path, package) == "[0.0, 2.0]"
         assert path.read_bytes() != bad, "it was trusted"
+    path.unlink()
+    path.mkdir()
+    assert run(RELU, tmp_path, package) == "[0.0, 2.0]"
+    assert set(tmp_path.glob("*")) == {path, another}, "scratch was left behind"
+
+
+def test_processes_that_compile_the_same_kernel_at_once(package: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(lambda _: run(RELU, tmp_path, package), range(3))) == ["[0.0, 2.0]"] * 3
+    before = files(tmp_path)
+    assert len(before) == 1, "scratch was left behind"
+    assert run(RELU, tmp_path, package) == "[0.0, 2.0]"
+    assert files(tmp_path) == before, "what they left cannot be loaded"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits of POSIX")
+def test_a_full_disk_costs_a_compilation_only(tmp_path: Path, package: Path) -> None:
+    limit = """
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # a kernel is longer: writing it breaks off
+    """
+    assert run(limit + RELU, tmp_path, package) == "[0.0, 2.0]"
+    assert files(tmp_path) == {}, "a part was left behind"
+
+
+def test_no_folder_at_all_costs_a_compilation_only(tmp_path: Path, package: Path) -> None:
+    nowhere = """
+    import os, pathlib, tempfile
+    del os.environ["MINIGRAD_CACHE_DIR"]
+    def refuse(error):
+        raise error
+    tempfile.gettempdir = lambda: refuse(FileNotFoundError("no usable temporary directory found"))
+    pathlib.Path.home = lambda: refuse(RuntimeError("could not determine home directory"))
+    """
+    assert run(nowhere + RELU, tmp_path, package, XDG_CACHE_HOME="") == "[0.0, 2.0]"
+
+
+def test_kernels_that_nobody_has_used_for_a_month_are_removed(package: Path, tmp_path: Path) -> None:
+    def aged(path: Path, days: float) -> None:
+        then = time.time() - days * 24 * 60 * 60
+        os.utime(path, (then, then))
+
+    run(RELU, tmp_path, package)
+    (used,) = tmp_path.iterdir()
+    kept = [tmp_path / name for name in ("a.kernel", "notes.txt")]
+    gone = [tmp_path / name for name in ("b.kernel", "c.kernel-123-456")]
+    for path in (*kept, *gone):
+        path.touch()
+    for path, days in zip((used, *kept, *gone), (29, 29, 99, 31, 31), strict=True):
+        aged(path, days)
+    assert run(RELU, tmp_path, package) == "[0.0, 2.0]"
+    assert time.time() - used.stat().st_mtime < 24 * 60 * 60, "it was used now"
+    aged(kept[0], 31)
+    assert run(RELU.replace("relu", "softplus"), tmp_path, package)  # compiles, and cleans up
+    left = set(tmp_path.iterdir())
+    assert left >= {used, kept[1]} and not left & {kept[0], *gone}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")

@@ -17,6 +17,14 @@ from minigrad.ops import _arguments as arguments
 Shape = int | Sequence[int]
 
 
+def _made(who: str, device: str, requires_grad: bool, kernel: str, *arguments: Any) -> Tensor:
+    """What a kernel makes out of nothing, as a tensor."""
+    try:
+        return Tensor(getattr(devices.kernels(device), kernel)(*arguments), device, requires_grad)
+    except MemoryError as error:
+        raise devices.out_of_memory(who, device, error) from None
+
+
 def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of `data`: numbers, nested sequences, a NumPy array, a tensor.
 
@@ -44,7 +52,7 @@ def tensor(data: Any, dtype: Any = None, device: str | None = None, requires_gra
     where = devices.check("cpu" if device is None else device, "tensor")
     with np.errstate(all="ignore"):  # overflow to infinity, NaN to an integer
         host = host.astype(dtype, copy=False)
-    return Tensor(devices.kernels(where).from_host(host), where, requires_grad)
+    return _made("tensor", where, requires_grad, "from_host", host)
 
 
 def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
@@ -90,7 +98,7 @@ def full(
     wanted = _dtypes.check(_dtypes.of_number(fill_value) if dtype is None else dtype, "full")
     where = devices.check(device, "full")
     sizes = arguments.shape("full", [shape], 0)
-    return Tensor(devices.kernels(where).full(sizes, fill_value, wanted), where, requires_grad)
+    return _made("full", where, requires_grad, "full", sizes, fill_value, wanted)
 
 
 def zeros(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -122,7 +130,7 @@ def empty(*shape: Any, dtype: Any = None, device: str = "cpu", requires_grad: bo
     """
     where = devices.check(device, "empty")
     wanted = _dtypes.check(_dtypes.float32 if dtype is None else dtype, "empty")
-    return Tensor(devices.kernels(where).empty(arguments.shape("empty", shape, 0), wanted), where, requires_grad)
+    return _made("empty", where, requires_grad, "empty", arguments.shape("empty", shape, 0), wanted)
 
 
 def eye(n: int, m: int | None = None, *, dtype: Any = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
@@ -136,7 +144,7 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: str = "cpu",
     where = devices.check(device, "eye")
     wanted = _dtypes.check(_dtypes.float32 if dtype is None else dtype, "eye")
     rows, columns = arguments.shape("eye", (n, n if m is None else m), 0)
-    return Tensor(devices.kernels(where).eye(rows, columns, wanted), where, requires_grad)
+    return _made("eye", where, requires_grad, "eye", rows, columns, wanted)
 
 
 def arange(
@@ -157,7 +165,7 @@ def arange(
     natural = _dtypes.float32 if any(isinstance(a, float) for a in (start, stop, step)) else _dtypes.int64
     where = devices.check(device, "arange")
     wanted = _dtypes.check(natural if dtype is None else dtype, "arange")
-    return Tensor(devices.kernels(where).arange(start, stop, step, wanted), where)
+    return _made("arange", where, False, "arange", start, stop, step, wanted)
 
 
 def _drawn(
@@ -170,7 +178,7 @@ def _drawn(
         raise TypeError(f"{kind}: expected a floating dtype; got {wanted}")
     source = _random.default if generator is None else generator
     draw = functools.partial(source.draw, math.prod(sizes), wanted)
-    return Tensor(getattr(devices.kernels(where), kind)(sizes, wanted, draw), where, requires_grad)
+    return _made(kind, where, requires_grad, kind, sizes, wanted, draw)
 
 
 def rand(

@@ -11,6 +11,7 @@ from minigrad import _dtypes
 from minigrad._mode import enable_grad, mode
 from minigrad._tensor import Tensor
 from minigrad.device import kernels
+from minigrad.ops.creation import zeros_like
 
 Group = dict[str, Any]
 
@@ -126,7 +127,7 @@ class Optimizer:
         """The raw array of a parameter's state, zeros at first."""
         state = self.state.setdefault(p, {})
         if name not in state:
-            state[name] = Tensor(kernels(p.device).full(p.shape, 0, p.dtype), p.device)
+            state[name] = zeros_like(p)
         return state[name].data
 
     def _count(self, p: Tensor) -> int:

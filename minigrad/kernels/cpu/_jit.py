@@ -17,6 +17,7 @@ import platform
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 #: Freedom to reorder sums (so that they vectorize) that still lets NaN and infinity through: never 'nnan', 'ninf'.
@@ -39,8 +41,8 @@ def cache_directory() -> Path:
     """Where compiled kernels live: `$MINIGRAD_CACHE_DIR`, else the user's cache folder, else a temporary one."""
     if chosen := os.environ.get("MINIGRAD_CACHE_DIR"):
         return Path(chosen)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad"
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):  # a home that cannot be written, a user without one
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad"
         home.mkdir(parents=True, exist_ok=True)
         if os.access(home, os.W_OK):
             return home
@@ -70,6 +72,22 @@ def _sources() -> str:
     return digest.hexdigest()
 
 
+_DAY = 24 * 60 * 60
+
+
+def _seal(path: Path, payload: bytes) -> bytes:
+    """What stands before a kernel: machine code with a flipped bit, or under another kernel's name, may do anything."""
+    return hashlib.sha256(path.name.encode() + payload).digest()
+
+
+def _prune(folder: Path) -> None:
+    """Remove what nobody has loaded for a month: kernels of old sources, the scratch of a process that was killed."""
+    for path in folder.glob("*.kernel*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 30 * _DAY:
+                path.unlink()
+
+
 class _DiskCache(_Cache):  # type: ignore[misc]
     """What a Numba dispatcher asks of a cache, over one file per kernel and signature."""
 
@@ -86,9 +104,13 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         target_context.refresh()
         try:
-            content = self._file(signature, target_context.codegen()).read_bytes()
-            if hashlib.sha256(content[32:]).digest() != content[:32]:  # machine code with a flipped bit may do anything
+            path = self._file(signature, target_context.codegen())
+            content = path.read_bytes()
+            if _seal(path, content[32:]) != content[:32]:
                 return None
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _DAY:
+                    os.utime(path)  # the time of the last use, to the day
             return CompileResult._rebuild(target_context, *pickle.loads(content[32:]))
         except Exception:  # absent, unreadable or damaged: each is cured by compiling again
             return None
@@ -96,16 +118,17 @@ class _DiskCache(_Cache):  # type: ignore[misc]
     def save_overload(self, signature: Any, compiled: Any) -> None:
         if compiled.library.has_dynamic_globals:
             return
-        path = self._file(signature, compiled.codegen)
-        scratch = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        try:
+        with contextlib.suppress(OSError):  # a full or read-only disk costs a compilation next time, nothing else
+            path = self._file(signature, compiled.codegen)
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _prune(path.parent)
             payload = dumps(compiled._reduce())
-            scratch.write_bytes(hashlib.sha256(payload).digest() + payload)
-            os.replace(scratch, path)  # so that a reader sees a whole file or none
-        except OSError:  # a full or read-only disk costs a compilation next time, nothing else
-            with contextlib.suppress(OSError):
-                scratch.unlink()
+            scratch = path.with_suffix(f".kernel-{os.getpid()}-{threading.get_ident()}")
+            try:
+                scratch.write_bytes(_seal(path, payload) + payload)
+                os.replace(scratch, path)  # so that a reader sees a whole file or none
+            finally:
+                scratch.unlink(missing_ok=True)
 
     def enable(self) -> None: ...
     def disable(self) -> None: ...
@@ -137,9 +160,14 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+    # A fork waits until no thread is compiling: its child would have half a compiler, locked for ever.
+    lock = global_compiler_lock
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
-# The workqueue layer, Numba's last resort, aborts the process on concurrent callers: they take turns.
-_one_at_a_time = threading.Lock()
+# Callers take turns. The workqueue layer, Numba's last resort, aborts the process on concurrent ones, and GNU OpenMP
+# gives every calling thread a team of its own: more threads than cores, which wait for each other. A handler of a
+# signal may come in between: the same thread need not wait for itself.
+_one_at_a_time = threading.RLock()
 
 
 class Kernel:
@@ -172,15 +200,13 @@ class Kernel:
             return self.serial(*args)
         if _threads is not None:
             numba.set_num_threads(_threads)  # Numba keeps this number per thread
-        if _threading_layer() == "workqueue":
-            with _one_at_a_time:
-                return self.parallel(*args)
-        return self.parallel(*args)
+        with _one_at_a_time:
+            return self.parallel(*args)
 
 
 @functools.cache
 def _threading_layer() -> str:
-    """The layer that Numba will use; asking starts it, and this is asked when it is about to be used."""
+    """The layer that parallel variants run on; asking starts it."""
     from numba.np.ufunc.parallel import _launch_threads
 
     _launch_threads()

@@ -80,10 +80,7 @@ def allocate(nbytes: int, shared: bool = False) -> Buffer:
     try:
         return Buffer(_reserve(size), pool)
     except cuda.cudadrv.driver.CudaAPIError as error:
-        raise MemoryError(
-            f"device 'cuda': no {size} bytes left beside the {memory_allocated()} in use ({error}). "
-            f"Free tensors, or work on smaller batches."
-        ) from None
+        raise MemoryError(f"unable to allocate {size:,} bytes: {error}") from None
 
 
 def size_class(nbytes: int) -> int:

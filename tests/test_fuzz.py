@@ -1,0 +1,34 @@
+"""The fuzzer of `python -m tests.fuzz`: finds nothing in a few seconds, and finds what is planted."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from fresh import python, run
+
+pytest.importorskip("torch")
+
+FAULTS = {
+    "a value": "ops._softplus.forward = lambda k, x, *, parameters: k.softplus(x, *parameters) + 1e-7",
+    "a first derivative": "ops._softplus.vjp(x=lambda g, x, parameters: g * ops.sigmoid(x) * 1.0001)",
+    "a second derivative": "ops._tanh.vjp(x=lambda g, out, parameters: g * (1 - out * out).detach())",
+}
+
+
+def test_a_short_run_finds_nothing() -> None:
+    said = run("-m", "tests.fuzz", "--minutes", "0.1", "--seed", "0")
+    found = re.fullmatch(r"no difference in (\d+) programs of (\d+) ops, seed 0", said.splitlines()[-1])
+    assert found and int(found[1]) > 20 and int(found[2]) > 60
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_found_and_laid_bare(fault: str) -> None:
+    plant = f"from minigrad.ops import activation as ops\n{FAULTS[fault]}\n"
+    find = "from tests import fuzz\nassert fuzz.main(['--minutes', '1', '--seed', '0']) == 1"
+    said = python(plant + find)
+    program = said[said.index("from tests.fuzz import compare") :]
+    assert len(re.findall(r"^    v\d+ = ", program, re.M)) == 1, "it could be smaller"
+    python(program)  # without the fault
+    with pytest.raises(AssertionError, match="off by"):
+        python(plant + program)
