@@ -4,6 +4,7 @@ from minigrad.ops.spectral import power_iteration as power_iteration
 from minigrad.spectral.diagnosis import diagnose as diagnose
 from minigrad.spectral.emulation import emulate as emulate
 from minigrad.spectral.gradients import compare_gradients as compare_gradients
+from minigrad.spectral.graph import Drawing as Drawing, draw_graph as draw_graph
 from minigrad.spectral.interchange import convert_state as convert_state
 from minigrad.spectral.linalg import operator_norm as operator_norm, singular_values as singular_values
 from minigrad.spectral.lipschitz import lipschitz_bounds as lipschitz_bounds

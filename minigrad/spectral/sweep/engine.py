@@ -44,7 +44,7 @@ def processes(jobs: int) -> Iterator[Engine]:
                     del left[cell]
                     yield cell, outcome
             except BrokenProcessPool:
-                suspects = list(left)[: 3 * workers]
+                suspects = list(left)[: 2 * workers]
             for cell in suspects:
                 del left[cell]
                 try:
@@ -70,9 +70,20 @@ def cluster(address: str) -> Iterator[Engine]:
     def run(cells: list[Cell], data: Dataset) -> Outcomes:
         shared = client.submit(_itself, data, pure=False)  # a task: made again if the worker that holds it dies
         futures = {client.submit(attempt, cell, shared, pure=False): cell for cell in cells}
+        suspects = []
         for future in distributed.as_completed(futures):
-            died = future.status == "error"
-            yield (futures.pop(future), f"{DIED} ({future.exception()})") if died else future.result()
+            cell = futures.pop(future)
+            if future.status == "error":
+                suspects.append(cell)
+            else:
+                yield future.result()
+        for cell in suspects:  # alone: another that shared its process may have been the one that ended it
+            future = client.submit(attempt, cell, shared, pure=False)
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            else:
+                yield cell, DIED if isinstance(error, distributed.KilledWorker) else f"{type(error).__name__}: {error}"
 
     with client:
         _check(client, address)
