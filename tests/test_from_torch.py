@@ -204,7 +204,7 @@ def test_the_values_are_copies():
         ({"bias": 3.0}, TypeError, "'bias': expected a tensor; got float"),
         ({"state_dict": {}}, TypeError, "'state_dict': expected a tensor; got dict"),
         ({"weight": torch.ones(5, 3)}, ValueError, r"weight: expected \(3, 5\) as weight; got \(5, 3\)"),
-        ({"module.weight": torch.ones(3, 5)}, ValueError, "^from_torch_state_dict: (?s:.*)module.weight: nothing in the model"),
+        ({"module.weight": torch.ones(3, 5)}, ValueError, "^from_torch_state_dict: (?s:.*)module.weight: nothing"),
     ],
 )
 def test_what_does_not_fit(change, error, words):
