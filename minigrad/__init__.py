@@ -157,6 +157,7 @@ from minigrad.ops.unary import (
     sqrt as sqrt,
     square as square,
 )
+from minigrad.spectral.interchange import from_torch_state_dict as from_torch_state_dict
 
 bool = bool_
 __version__ = "0.1.0"

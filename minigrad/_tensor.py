@@ -170,7 +170,13 @@ class Tensor(Methods):
         return np.array(host, dtype) if copy else np.asarray(host, dtype)
 
     def __dlpack__(self, **options: Any) -> Any:
-        return _device.kernels(self.device).dlpack(self._shared("__dlpack__"), **options)
+        raw = self._shared("__dlpack__")
+        if min(raw.strides, default=0) < 0:
+            raise BufferError(
+                "__dlpack__: the tensor runs backwards through its memory (x.flip(0), x[::-1]), and torch ends the "
+                "process over that. Use x.clone()."
+            )
+        return _device.kernels(self.device).dlpack(raw, **options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _device.kernels(self.device).dlpack_device(self.data)

@@ -24,6 +24,10 @@ PARTS = {
         "minigrad.spectral.study.command",
         "train a spectrally normalized network on real data and hold every gradient against finite differences",
     ),
+    "sweep": (
+        "minigrad.spectral.sweep.command",
+        "run studies or trainings over seeds, conventions, widths and learning rates, on many processes or machines",
+    ),
     "gradcheck": (
         "minigrad._checks",
         "check every layer and every gradient convention against finite differences",

@@ -48,6 +48,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "export",
     " _capture _sharing",  # minigrad itself, the public names; what belongs to mg.cuda
     "spectral.study _cases _info",
+    "spectral.sweep",
     "_checks _libraries",
     "cli",
     "__main__",

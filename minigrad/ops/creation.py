@@ -74,12 +74,19 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 def from_dlpack(x: Any) -> Tensor:
     """A tensor in the memory of another library's array, on its device, by the DLPack protocol.
 
-    TypeError for a dtype that is none of the five. ValueError for an array on a device that is none of ours.
+    It keeps the memory alive, and sees what is written there; it is read-only if its owner says so, as JAX does. The
+    other way round, `np.from_dlpack`, `torch.from_dlpack` and `jnp.from_dlpack` take a tensor that does not require
+    grad. (JAX copies what is not aligned to its liking; torch writes to read-only memory if told to.)
+
+    TypeError for a dtype that is none of the five, and for what does not speak DLPack. ValueError for an array on a
+    device that is none of ours.
 
     >>> import minigrad as mg, numpy as np
     >>> mg.from_dlpack(np.ones(2))
     tensor([1., 1.], dtype=float64)
     """
+    if not hasattr(x, "__dlpack_device__"):
+        raise TypeError(f"from_dlpack: {type(x).__name__} does not speak DLPack. Use mg.tensor().")
     device = devices.of_dlpack(x.__dlpack_device__()[0])
     raw = devices.kernels(device).from_dlpack(x)
     _dtypes.check(raw.dtype, "from_dlpack")

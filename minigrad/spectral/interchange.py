@@ -67,11 +67,15 @@ def convert_state(state: Mapping[str, Any], source: str, model: Module) -> dict[
     """
     if source not in SOURCES:
         raise ValueError(f"convert_state: expected source to be one of {', '.join(SOURCES)}; got {source!r}")
+    return _converted("convert_state", state, source, model)
+
+
+def _converted(who: str, state: Mapping[str, Any], source: str, model: Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     spelled: list[tuple[Tensor, str]] = []  # what the source calls a tensor, for the errors
     for key in state:
         name = key.strip("/").replace("/", ".") if source == "chainer" else key
-        found[name] = _tensor(key, state)
+        found[name] = _tensor(who, key, state)
         spelled.append((found[name], key))
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
@@ -95,11 +99,60 @@ def convert_state(state: Mapping[str, Any], source: str, model: Module) -> dict[
         if name in found and x.shape != found[name].shape
     ]
     if wrong:
-        raise ValueError("\n  ".join([f"convert_state: read as {source!r}, the state does not fit the model:", *wrong]))
+        raise ValueError("\n  ".join([f"{who}: read as {source!r}, the state does not fit the model:", *wrong]))
     return {name: found[name] for name in own}
 
 
-def _tensor(key: str, state: Mapping[str, Any]) -> Tensor:
+def from_torch_state_dict(state_dict: Mapping[str, Any], model: Module) -> dict[str, Tensor]:
+    """The state dict of a torch model as that of the same model here, for `model.load_state_dict`.
+
+    `state_dict`: what torch's `module.state_dict()` or `torch.load(path, weights_only=True)` gives, or `mg.load(path)`
+    of a file that safetensors.torch wrote. `model`: has the same layers under the same names; torch's layouts and names
+    are the ones used here, and both of torch's layouts of spectral normalization are read (`convert_state`). The values
+    are copied to the CPU, from where `load_state_dict` moves them.
+
+    A floating tensor takes the dtype of the model's where that holds its values exactly: bfloat16 and float16 become
+    float32 or float64, float32 becomes float64. Nothing is rounded.
+
+    ValueError: names or shapes that do not fit, all of them, as by `convert_state`. TypeError: an entry that is no
+    dense tensor of numbers, or a dtype that the model's would round: `model.to(mg.float64)` before, for one.
+
+    >>> import minigrad as mg, numpy as np
+    >>> model = mg.nn.Linear(2, 1)
+    >>> state = {"weight": np.float16([[1, 2]]), "bias": np.float32([3])}   # or torch.nn.Linear(2, 1).state_dict()
+    >>> _ = model.load_state_dict(mg.from_torch_state_dict(state, model))
+    >>> model(mg.ones(1, 2)).tolist()
+    [[6.0]]
+    """
+    host = {key: _from_torch(key, x) for key, x in state_dict.items()}
+    found = _converted("from_torch_state_dict", host, "torch", model)
+    own = dict(model._saved())
+    return {key: _widened(key, x, own[key].dtype) for key, x in found.items()}
+
+
+def _from_torch(key: str, x: Any) -> Any:
+    """A torch tensor as a NumPy array; float32 for a bfloat16, which NumPy lacks. Anything else as it is."""
+    if isinstance(x, Tensor | np.ndarray):
+        return x
+    if not hasattr(x, "detach"):
+        raise TypeError(f"from_torch_state_dict: {key!r}: expected a tensor; got {type(x).__name__}")
+    try:
+        host = x.detach().cpu()
+        return (host.float() if str(host.dtype) == "torch.bfloat16" else host).numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, dtypes that NumPy lacks
+        raise TypeError(f"from_torch_state_dict: {key!r}, {x.dtype}: {error}. Convert it in torch first.") from None
+
+
+def _widened(key: str, x: Tensor, dtype: Any) -> Tensor:
+    if x.dtype != dtype and not (x.dtype.kind == dtype.kind == "f" and np.can_cast(x.dtype, dtype)):
+        raise TypeError(
+            f"from_torch_state_dict: {key!r}: {x.dtype} would not keep its values as the model's {dtype}. "
+            f"Use model.to(mg.{x.dtype}), or convert it in torch."
+        )
+    return x.to(dtype)
+
+
+def _tensor(who: str, key: str, state: Mapping[str, Any]) -> Tensor:
     """A tensor as it is, anything else as a new one; integers as int64."""
     try:
         x = state[key]
@@ -108,7 +161,7 @@ def _tensor(key: str, state: Mapping[str, Any]) -> Tensor:
         host = np.asarray(x)
         return tensor(host, dtype=_dtypes.int64 if host.dtype.kind in "iu" else None)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"convert_state: {key!r}: {error}") from None
+        raise type(error)(f"{who}: {key!r}: {error}") from None
 
 
 def _same(x: Tensor) -> Tensor:

@@ -99,4 +99,12 @@ def dlpack_device(x: Array) -> tuple[int, int]:
 
 def from_dlpack(x: Any) -> Array:
     """Another library's array, over its memory."""
-    return np.from_dlpack(x)
+    try:
+        return np.from_dlpack(x)
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        raise TypeError(
+            f"from_dlpack: expected a dtype that NumPy has; got {getattr(x, 'dtype', 'another one')}. "
+            f"Convert it first, for example to float32."
+        ) from None

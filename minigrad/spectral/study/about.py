@@ -25,11 +25,16 @@ def about(settings: Settings) -> dict[str, str | int]:
     words += ["--layers", ",".join(settings.layers)] if settings.layers else []
     words += ["--data", settings.data] if settings.data else []
     words += ["--quick"] if settings.quick else []
+    return made_by(words, settings.seed, DTYPE)
+
+
+def made_by(words: list[str], seed: int, dtype: str) -> dict[str, str | int]:
+    """The command and what it ran on."""
     return {
         "command": shlex.join(words),
         "version": mg.__version__,
-        "seed": settings.seed,
-        "dtype": DTYPE,
+        "seed": seed,
+        "dtype": dtype,
         "machine": f"{processor()}, {os.cpu_count()} cores, {platform.system()}",
         "software": f"Python {platform.python_version()}, NumPy {np.__version__}, Numba {numba.__version__}",
     }

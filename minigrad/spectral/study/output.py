@@ -19,7 +19,7 @@ from minigrad.spectral.study.tables import Row, finite
 REPORT = "report.html"
 
 
-def prepare(out: str) -> Path:
+def prepare(out: str, part: str = "study") -> Path:
     """The output folder, made if need be; UsageError if nothing can be written there."""
     folder = Path(out)
     try:
@@ -28,12 +28,14 @@ def prepare(out: str) -> Path:
             pass
     except OSError as error:
         raise UsageError(
-            f"study --out: expected a folder that can be written; {folder}: {error.strerror}. Name another one."
+            f"{part} --out: expected a folder that can be written; {folder}: {error.strerror}. Name another one."
         ) from None
     return folder
 
 
-def write(folder: Path, report: str, about: Mapping[str, Any], tables: Mapping[str, list[Row]]) -> list[Path]:
+def write(
+    folder: Path, report: str, about: Mapping[str, Any], tables: Mapping[str, list[Row]], part: str = "study"
+) -> list[Path]:
     """Write report.html, results.json and one CSV per table; on an error the folder is left as it was."""
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
@@ -52,7 +54,7 @@ def write(folder: Path, report: str, about: Mapping[str, Any], tables: Mapping[s
             shutil.rmtree(scratch, ignore_errors=True)
     except OSError as error:
         raise UsageError(
-            f"study --out: cannot write to {folder}: {error.strerror}. Make room or name another one."
+            f"{part} --out: cannot write to {folder}: {error.strerror}. Make room or name another one."
         ) from None
     return [folder / name for name in names]
 

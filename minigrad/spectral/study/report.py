@@ -86,11 +86,11 @@ def sentence(verdict: Verdict | None) -> str:
 _MEANING = {"frozen": "frozen u, v", "svd": "the true σ₁", "live": "the live sweeps"}
 
 
-def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
-    """The page for whatever results there are."""
+def template(name: str) -> Any:
+    """A page to fill in, with the filters that write numbers."""
     jinja2 = require("jinja2")
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("minigrad.spectral.study", "."),
+        loader=jinja2.PackageLoader("minigrad.spectral", "."),
         autoescape=True,
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -102,10 +102,15 @@ def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
         "percent": lambda value: "—" if math.isnan(value) else f"{value:.2%}",
         "css": lambda name: name.replace("_", "-"),
     }
+    return environment.get_template(name)
+
+
+def render(results: Results, about: Mapping[str, Any], files: list[str]) -> str:
+    """The page for whatever results there are."""
     safe = require("markupsafe").Markup
     verdict = results.verdict
     settings = results.settings
-    page = environment.get_template("report.html.j2").render(
+    page = template("study/report.html.j2").render(
         mark=mark(verdict),
         sentence=sentence(verdict),
         verdict=verdict,

@@ -9,6 +9,7 @@ import minigrad as mg
 from minigrad._errors import UsageError
 from minigrad.ops.conventions import CONVENTIONS
 from minigrad.spectral.study.models import MODELS
+from minigrad.spectral.study.training import RATE
 
 #: Training steps by default: (is it the convolutional net?, --quick?).
 STEPS = {(False, False): 150, (True, False): 80, (False, True): 40, (True, True): 25}
@@ -30,6 +31,8 @@ class Settings:
     data: str | None
     out: str
     quick: bool
+    width: int | None = None  # of the first layer; None: the model's own
+    rate: float = RATE
 
     @property
     def opened_at(self) -> list[int]:

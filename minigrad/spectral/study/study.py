@@ -89,20 +89,23 @@ class Study:
 
     def plain(self) -> Any:
         """The network without normalization, in float64 on the CPU."""
-        return models.plain(self.settings.model, self.example, self.data.classes).to(mg.float64)
+        settings = self.settings
+        return models.plain(settings.model, self.example, self.data.classes, settings.width).to(mg.float64)
 
-    def conduct(self) -> Results:
-        """Run every stage. On Ctrl-C the stage's name stays in `results.unfinished`, with what is finished.
+    def conduct(self, stages: int | None = None) -> Results:
+        """Run every stage, or the first so many.
+
+        On Ctrl-C the stage's name stays in `results.unfinished`, with what is finished.
 
         On one thread: for matrices so small a second one costs more than it brings, far more on a busy machine.
         """
         mg.set_num_threads(1)
         try:
-            return self._stages()
+            return self._stages(stages)
         finally:
             mg.set_num_threads(os.cpu_count() or 1)
 
-    def _stages(self) -> Results:
+    def _stages(self, count: int | None) -> Results:
         for name, stage in (
             ("training the network", self._train),
             ("gradients at the node", self._measure),
@@ -112,7 +115,7 @@ class Study:
             ("the libraries' gradients", self._libraries),
             ("errors against sweeps", self._converge),
             ("training under the conventions", self._compare),
-        ):
+        )[:count]:
             self.results.unfinished = name
             try:
                 stage(name)
@@ -123,13 +126,15 @@ class Study:
 
     def _train(self, name: str) -> None:
         settings, data, results = self.settings, self.data, self.results
-        self.network = models.normalized(settings.model, self.example, data.classes, "fixed_uv", settings.seed).to(
-            settings.device
-        )
+        self.network = models.normalized(
+            settings.model, self.example, data.classes, "fixed_uv", settings.seed, settings.width
+        ).to(settings.device)
         twin = self.plain()
         test = mg.tensor(data.test_x, device=settings.device), mg.tensor(data.test_y, device=settings.device)
         with self.progress.stage(name, settings.steps + 1) as done:
-            for step, value in train(self.network, data, settings.steps, settings.seed, settings.device):
+            for step, value in train(
+                self.network, data, settings.steps, settings.seed, settings.device, settings.rate
+            ):
                 if step:
                     results.losses.append((step, value))
                 if step in settings.opened_at:

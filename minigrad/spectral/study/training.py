@@ -16,10 +16,12 @@ from minigrad.spectral.study.opening import loss
 BATCH, RATE = 64, 0.1
 
 
-def train(network: Any, data: Dataset, steps: int, seed: int, device: str) -> Iterator[tuple[int, float]]:
+def train(
+    network: Any, data: Dataset, steps: int, seed: int, device: str, rate: float = RATE
+) -> Iterator[tuple[int, float]]:
     """Run `steps` updates. Yields (updates done, loss of the last batch): first (0, NaN), before any."""
     rng = np.random.default_rng(seed)
-    optimizer = mg.optim.SGD(network.parameters(), lr=RATE)
+    optimizer = mg.optim.SGD(network.parameters(), lr=rate)
     x = mg.tensor(data.train_x, device=device)
     y = mg.tensor(data.train_y, device=device)
     batch = min(BATCH, len(data.train_x))
