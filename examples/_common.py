@@ -67,5 +67,13 @@ def finish(figure: Figure, path: str) -> None:
 
 def show(ax: Any, images: np.ndarray, columns: int, title: str) -> None:
     """Draw images (N, …, H, W) into axes: grey ones as ink on paper."""
-    ax.imshow(tiles(images, columns), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+    ax.imshow((tiles(images, columns) + 1) / 2, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
     ax.set(title=title, xticks=[], yticks=[])
+
+
+def above_right(ax: Any, columns: int) -> None:
+    """A legend in one line beside the title, where no curve comes by."""
+    ax.legend(
+        loc="lower right", bbox_to_anchor=(1, 0.97), ncols=columns, frameon=False,
+        fontsize="small", handlelength=0.8, columnspacing=0.7, borderaxespad=0,
+    )  # fmt: skip

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from _common import LOSSES, arguments, progress, save, show
+from _common import LOSSES, above_right, arguments, progress, save, show
 from matplotlib.figure import Figure
 
 import minigrad as mg
@@ -222,17 +222,17 @@ def draw(samples, losses, norms):
     axes = figure.subplot_mosaic("PL;PS;PN", width_ratios=(1.5, 1))
     show(axes["P"], samples, 8, f"samples after {losses[-1][0]} steps")
     steps, *losses = np.array(losses).T
-    for values, label in zip(losses, ("discriminator", "generator"), strict=True):
+    for values, label in zip(losses, "DG", strict=True):
         axes["L"].plot(steps, values, linewidth=0.8, label=label)
-    axes["L"].set(title="losses")
-    axes["L"].legend(frameon=False)
     steps, *norms = np.array(norms).T
     for i in range(8):
         axes["S"].plot(steps, norms[i], ".-", markersize=3, label=f"{i + 1}")
         axes["N"].plot(steps, norms[8 + i], ".-", markersize=3)
-    axes["S"].set(title="σ̂ of each layer")
-    axes["S"].legend(frameon=False, ncols=4, fontsize="small")
-    axes["N"].set(title="‖W̄‖₂ = σ₁/σ̂", xlabel="step of the generator")
+    for name, title, columns in (("L", "losses", 2), ("S", "σ̂ of each layer", 8), ("N", "‖W̄‖₂ = σ₁/σ̂", 0)):
+        axes[name].set_title(title, loc="left")
+        if columns:
+            above_right(axes[name], columns)
+    axes["N"].set_xlabel("step of the generator")
     return figure
 
 

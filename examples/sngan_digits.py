@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-from _common import LOSSES, arguments, finish, progress, show
+from _common import LOSSES, above_right, arguments, finish, progress, show
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
@@ -247,16 +247,17 @@ def variety(probabilities):
 def draw(run, judge):
     """One training: samples early and late beside digits; the losses, the distance, σ̂ and λ of each layer."""
     figure = Figure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplot_mosaic("EEEEMMMMRRRR;DDDFFFSSSLLL", height_ratios=(1.5, 1))
+    below = "DDDFFFSSSLLL" if run.spectral else "DDDDFFFFNNNN"
+    axes = figure.subplot_mosaic(f"EEEEMMMMRRRR;{below}", height_ratios=(1.5, 1))
     early, *_, late = run.samples
     show(axes["E"], run.samples[early], 10, f"samples after {early} steps")
     show(axes["M"], run.samples[late], 10, f"after {late}")
     show(axes["R"], judge.digits[:100], 10, "digits")
     steps, *losses = np.array(run.losses).T
-    for values, label in zip(losses, ("discriminator", "generator"), strict=True):
+    for values, label in zip(losses, "DG", strict=True):
         axes["D"].plot(steps, values, linewidth=0.8, label=label)
-    axes["D"].set_title(f"losses ({run.loss})", pad=20)
-    axes["D"].legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, fontsize="small")
+    axes["D"].set_title("losses", loc="left")
+    above_right(axes["D"], 2)
     draw_distances(axes["F"], [run], judge)
     if run.spectral:
         steps, *spectral = np.array(run.spectral).T
@@ -264,13 +265,13 @@ def draw(run, judge):
         for i in range(layers):
             axes["S"].plot(steps, spectral[i], label=f"{i + 1}")
             axes["L"].plot(steps, spectral[layers + i])
-        axes["S"].set(title="σ̂ of each layer", ylim=(0, None))
-        axes["S"].legend(frameon=False, ncols=2, title="layer")
+        axes["S"].set_title("σ̂ of layer", loc="left")
+        axes["S"].set_ylim(0, None)
+        above_right(axes["S"], 5)
         axes["L"].axhline(0, color="0.8", linewidth=0.8, zorder=0)
         axes["L"].set(title="λ = ⟨∂L/∂W̄, W̄⟩ of each layer")
     else:
-        draw_norms(axes["S"], [run])
-        axes["L"].remove()
+        draw_norms(axes["N"], [run])
     for ax in figure.axes[3:]:
         ax.set_xlabel("step")
     return figure
@@ -279,6 +280,7 @@ def draw(run, judge):
 def compare(runs, judge):
     """Several trainings: their samples; the distances, the norms, and which classes the judge sees."""
     figure = Figure(figsize=(14, 7.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
     above, below = figure.subfigures(2, 1, height_ratios=(1, 1.6))
     names = [run.name.replace("normalization, ", "normalization,\n") for run in runs]
     for ax, run, name in zip(above.subplots(1, len(runs)), runs, names, strict=True):
@@ -306,16 +308,22 @@ def draw_distances(ax, runs, judge):
     ax.text(0, floor * 0.95, " one half of the digits from the other", va="top", fontsize="small", color="0.4")
     ax.set(title="Fréchet distance from the digits", xlim=(0, None))
     ax.set_ylim(min(0.75 * floor, ax.get_ylim()[0]))
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    number(ax.yaxis)
 
 
 def draw_norms(ax, runs):
     for run in runs:
         steps, *norms = np.array(run.norms).T
         ax.semilogy(steps, np.prod(norms, axis=0), label=run.name)
-    ax.set(title="Π ‖W̄‖₂ of the discriminator")
+    ax.set(title="Π ‖W̄‖₂ of the discriminator", xlim=(0, None))
+    number(ax.yaxis)
+
+
+def number(axis):
+    """Plain numbers beside a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def tabulate(runs, judge):

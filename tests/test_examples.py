@@ -15,7 +15,7 @@ ARGUMENTS = {
     "wgan_gp_sn": ("--steps", "60"),
     "hessian_spectrum": ("--steps", "100", "--iterations", "20"),
     "sngan_digits": ("--steps", "100", "--width", "8"),
-    "certified_mlp": ("--steps", "300", "--radii", "5"),
+    "certified_mlp": ("--steps", "300", "--radii", "6"),
 }
 PICTURES = ("wgan_gp_sn", "hessian_spectrum", "sngan_digits", "certified_mlp")
 
@@ -49,7 +49,7 @@ def test_an_example(name, tmp_path):
         assert float(found[1]) > float(found[2]) > 0
     elif name == "certified_mlp":
         found = re.match(r"result: accuracy (\S+); at .* certified (\S+), under attack (\S+); .*, on cpu", last)
-        assert 1 > float(found[1]) > float(found[3]) > float(found[2]) > 0.3
+        assert 1 > float(found[1]) > float(found[3]) > float(found[2]) > 0.2
     else:
         assert float(re.match(r"result: test accuracy (\d\.\d+).* on cpu", last)[1]) > 0.7
     if name in PICTURES:
