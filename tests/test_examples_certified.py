@@ -48,6 +48,21 @@ def test_the_attack_crosses_a_plane_at_its_distance():
     assert not example.attack(model, x, 1 - y, 0.0).any()  # wrong answers are not kept
 
 
+def test_an_attack_counts_what_it_met_on_its_way():
+    """A gap of the width 2e-4 round 0, which the first step enters and the second one leaves."""
+    one, other = mg.tensor([[1.0, 0.0]], dtype=mg.float64), mg.tensor([[0.0, 1e-4]], dtype=mg.float64)
+    x, y = mg.tensor([[0.5], [0.55]], dtype=mg.float64), mg.tensor([0, 0])
+    kept = example.attack(lambda x: (x.abs() + 1e-9 * x) @ one + other, x, y, 2.0)
+    assert kept.tolist() == [False, True]
+
+
+def test_what_an_attack_broke_stays_broken(monkeypatch):
+    kept = iter(np.array([[1, 1], [0, 1], [1, 1]], bool))
+    monkeypatch.setattr(example, "attack", lambda model, x, y, radius: next(kept))
+    x = mg.tensor(np.eye(2))
+    assert example.curves(linear(np.eye(2)), x, mg.tensor([0, 1]), [0.0, 0.1, 0.2])[1].tolist() == [1, 0.5, 0.5]
+
+
 def test_the_certificate_is_tight_where_it_can_be():
     """f(x) = x has L = 1, and changes its answer at the distance margin/√2 exactly."""
     x = np.random.default_rng(2).standard_normal((40, 3))

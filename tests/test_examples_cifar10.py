@@ -122,8 +122,8 @@ def broken():
     yield pickle.dumps([1, 2], 3)
     yield pickle.dumps({b"other": 1}, 3)
     yield pickle.dumps({b"data": b"bytes"}, 3)
-    for wrong in (np.zeros((4, 3072), np.float32), np.zeros((4, 3071), np.uint8), np.zeros(3072, np.uint8)):
-        yield pickle.dumps({b"data": wrong}, 3)
+    for shape, dtype in (((4, 3072), np.int8), ((4, 3072), np.float32), ((4, 3071), np.uint8), (3072, np.uint8)):
+        yield pickle.dumps({b"data": np.zeros(shape, dtype)}, 3)
     yield pickle.dumps({b"data": np.asfortranarray(np.zeros((4, 3072), np.uint8))}, 3)
 
 
