@@ -4,12 +4,10 @@ Double backward through W/(uᵀWv) holds u and v fixed and leaves −(λ/σ₁)(
 plane of the two leading pairs that term is a curvature of −λ/(σ₁(σ₁ − σ₂)): without bound as the gap of a layer closes.
 """
 
-import argparse
-
 import numpy as np
+from _common import arguments, finish, progress
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from sklearn.datasets import load_digits
 
@@ -17,12 +15,9 @@ import minigrad as mg
 from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--device", default="cpu", help="cpu or cuda")
-parser.add_argument("--seed", type=int, default=0)
+parser = arguments(__doc__, "hessian_spectrum.png")
 parser.add_argument("--steps", type=int, default=300, help="of training")
 parser.add_argument("--iterations", type=int, default=60, help="of Lanczos, a Hessian-vector product each")
-parser.add_argument("--out", default="hessian_spectrum.png", help="the picture")
 args = parser.parse_args()
 exit_on_interrupt()
 mg.manual_seed(args.seed)
@@ -37,11 +32,14 @@ model = mg.nn.Sequential(
 )
 spectral_norm(model, where=lambda path, module: isinstance(module, mg.nn.Linear)).to(mg.float64).to(args.device)
 optimizer = mg.optim.Adam(model.parameters(), lr=5e-3)
-for _ in track(range(args.steps), "training"):
-    chosen = mg.tensor(rng.integers(len(digits.target), size=128), device=args.device)
-    optimizer.zero_grad()
-    mg.nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
-    optimizer.step()
+with progress("training", args.steps) as advance:
+    for _ in range(args.steps):
+        chosen = mg.tensor(rng.integers(len(digits.target), size=128), device=args.device)
+        optimizer.zero_grad()
+        error = mg.nn.functional.cross_entropy(model(x[chosen]), y[chosen])
+        error.backward()
+        optimizer.step()
+        advance(loss=error.item())
 parameters = dict(model.named_parameters())
 layers = [f"{i}.parametrizations.weight.original" for i in (0, 2, 4)]
 
@@ -98,10 +96,12 @@ for i, pair in enumerate(zip(fixed[:6], true[:6], strict=True)):
 Console().print(table)
 
 gaps, closing = np.logspace(-1, -4, 7), []
-for gap in track(gaps, "closing a gap"):
-    close(layers[1], gap)
-    *_, without, whole = opened(layers[1])
-    closing.append((top("product", 20)[0], top("fixed_uv", 20)[0], whole - without))
+with progress("closing a gap", len(gaps)) as advance:
+    for gap in gaps:
+        close(layers[1], gap)
+        *_, without, whole = opened(layers[1])
+        closing.append((top("product", 20)[0], top("fixed_uv", 20)[0], whole - without))
+        advance(eigenvalue=closing[-1][0])
 
 figure = Figure(figsize=(10, 3.8), layout="constrained")
 ranked, closed = figure.subplots(1, 2)
@@ -113,7 +113,5 @@ ranked.set(title="Hessian of the trained network", xlabel="rank", ylabel="eigenv
 closed.set(title="Largest eigenvalue as the gap of layer 2 closes", xlabel="(σ₁ − σ₂)/σ₁")
 for ax in (ranked, closed):
     ax.legend(frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
-figure.savefig(args.out, dpi=150)
-print(f"wrote {args.out}")
+finish(figure, args.out)
 print(f"result: largest eigenvalue {true[0]:.4f}, with u and v fixed {fixed[0]:.4f}, on {args.device}")

@@ -5,23 +5,19 @@ and goes on through σ to W. W̃ = γ W/σ(W), equation (32) of the spectral nor
 may be as steep as they like, and the penalty holds the slope of D at 1.
 """
 
-import argparse
 import copy
 
 import numpy as np
+from _common import arguments, finish, progress, show
 from matplotlib.figure import Figure
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from sklearn.datasets import load_digits
 
 import minigrad as mg
 from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--device", default="cpu", help="cpu or cuda")
-parser.add_argument("--seed", type=int, default=0)
+parser = arguments(__doc__, "wgan_gp_sn.png")
 parser.add_argument("--steps", type=int, default=1500, help="of the generator; the critic makes 3 for each")
-parser.add_argument("--out", default="wgan_gp_sn.png", help="the picture")
 args = parser.parse_args()
 exit_on_interrupt()
 mg.manual_seed(args.seed)
@@ -56,9 +52,7 @@ def slope(x):
 
 
 curves = []
-bar = Progress(TextColumn("training"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-with bar:
-    task = bar.add_task("", total=args.steps)
+with progress("training", args.steps) as advance:
     for _ in range(args.steps):
         for _ in range(3):
             x = real[mg.tensor(rng.integers(len(digits), size=128), device=args.device)]
@@ -77,7 +71,7 @@ with bar:
             for mean, p in zip(averaged.parameters(), generator.parameters(), strict=True):
                 mean.copy_(mean + 0.005 * (p - mean))
         curves.append([z.item() for z in (distance, penalty, steepness.mean(), *gammas)])
-        bar.update(task, advance=1, description="distance {:.2f}  penalty {:.4f}".format(*curves[-1]))
+        advance(distance=curves[-1][0], penalty=curves[-1][1])
 
 with mg.no_grad():
     images = made(averaged, 100).to("cpu").numpy()
@@ -87,10 +81,8 @@ steepness = slope(real).mean().item()
 
 figure = Figure(figsize=(11, 4.2), layout="constrained")
 axes = figure.subplot_mosaic("RMD;RMS", width_ratios=(1, 1, 0.85))
-for ax, shown, title in ((axes["R"], digits[:100], "real"), (axes["M"], images, "generated")):
-    tiles = np.pad(shown.reshape(10, 10, 8, 8), ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-1)
-    ax.imshow(tiles.transpose(0, 2, 1, 3).reshape(100, 100), cmap="gray_r")
-    ax.set(title=title, xticks=[], yticks=[])
+show(axes["R"], digits[:100].reshape(-1, 1, 8, 8), 10, "real")
+show(axes["M"], images.reshape(-1, 1, 8, 8), 10, "generated")
 curves = np.array(curves)
 axes["D"].plot(curves[:, 0], linewidth=0.8)
 axes["D"].set(title="D(real) − D(generated)", ylim=(0, None))
@@ -99,8 +91,5 @@ for i, gamma in enumerate(curves[:, 3:].T):
     axes["S"].plot(gamma, linewidth=1.5, label=f"γ, layer {i + 1}")
 axes["S"].set(title="slope, and norms of the layers", xlabel="steps of the generator", ylim=(0, None))
 axes["S"].legend(ncols=2, frameon=False)
-for ax in (axes["D"], axes["S"]):
-    ax.spines[["top", "right"]].set_visible(False)
-figure.savefig(args.out, dpi=150)
-print(f"wrote {args.out}")
+finish(figure, args.out)
 print(f"result: D(real) − D(generated) {distance:.3f}, ‖∇ₓD‖ {steepness:.3f} on real digits, on {args.device}")

@@ -14,12 +14,15 @@ ARGUMENTS = {
     "spectral_conv_digits": ("--epochs", "2"),
     "wgan_gp_sn": ("--steps", "60"),
     "hessian_spectrum": ("--steps", "100", "--iterations", "20"),
+    "sngan_digits": ("--steps", "100", "--width", "8"),
+    "certified_mlp": ("--steps", "300", "--radii", "6"),
 }
-PICTURES = ("wgan_gp_sn", "hessian_spectrum")
+PICTURES = ("wgan_gp_sn", "hessian_spectrum", "sngan_digits", "certified_mlp")
 
 
 def test_every_example_is_listed():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+    elsewhere = {"sngan_cifar10"}  # test_examples_cifar10.py makes the data for it
+    assert {path.stem for path in EXAMPLES.glob("[!_]*.py")} == set(ARGUMENTS) | elsewhere
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
@@ -41,6 +44,12 @@ def test_an_example(name, tmp_path):
     elif name == "hessian_spectrum":
         found = re.match(r"result: largest eigenvalue (\S+), with u and v fixed (\S+), on cpu", last)
         assert float(found[1]) > 1.1 * float(found[2]) > 0
+    elif name == "sngan_digits":
+        found = re.match(r"result: .*: Fréchet distance (\S+) \(digits (\S+)\).* of 2.303, .* on cpu", last)
+        assert float(found[1]) > float(found[2]) > 0
+    elif name == "certified_mlp":
+        found = re.match(r"result: accuracy (\S+); at .* certified (\S+), under attack (\S+); .*, on cpu", last)
+        assert 1 > float(found[1]) > float(found[3]) > float(found[2]) > 0.2
     else:
         assert float(re.match(r"result: test accuracy (\d\.\d+).* on cpu", last)[1]) > 0.7
     if name in PICTURES:
