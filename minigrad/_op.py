@@ -286,6 +286,10 @@ class Node:
             f"Change it after backward, or give the op a clone()."
         )
 
+    def kept(self) -> Saved:
+        """What the rules need, by name; nothing once it was freed."""
+        return {name: value for (name, *_), value in zip(self.plan.keeps, self.saved or (), strict=False)}
+
     def free(self) -> None:
         """Drop what the rules needed. The edges stay: a later walk must find this node, to say that it was freed."""
         self.saved = None

@@ -140,7 +140,7 @@ def _boxes(root: Node, names: dict[int, str]) -> list[Box]:
                 box.inputs.append(made[id(edge)])
             elif edge is not None:
                 box.inputs.append(Box("leaf", names.get(id(edge), name), _written(edge.shape), f"t{id(edge)}"))
-            elif isinstance(x := (node.saved or {}).get(name), Tensor) and not node.op.variadic:
+            elif isinstance(x := node.kept().get(name), Tensor) and not node.op.variadic:
                 box.inputs.append(Box("constant", name, _written(x.shape), f"{box.key}_{name}"))
         made[id(node)] = box
     for box in reversed(made.values()):
