@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-import llvmlite.binding  # type: ignore[import-untyped]
+import llvmlite.binding
 import numba
 import numpy as np
 
