@@ -249,7 +249,7 @@ def draw(run, judge):
     figure = Figure(figsize=(12, 7), layout="constrained")
     below = "DDDFFFSSSLLL" if run.spectral else "DDDDFFFFNNNN"
     axes = figure.subplot_mosaic(f"EEEEMMMMRRRR;{below}", height_ratios=(1.5, 1))
-    early, *_, late = run.samples
+    early, late = min(run.samples), max(run.samples)
     show(axes["E"], run.samples[early], 10, f"samples after {early} steps")
     show(axes["M"], run.samples[late], 10, f"after {late}")
     show(axes["R"], judge.digits[:100], 10, "digits")
