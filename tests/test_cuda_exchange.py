@@ -111,14 +111,15 @@ class DLTensor(ctypes.Structure):
     ("dtype", "code", "bits"), list(zip(DTYPES, (2, 2, 2, 0, 6), (16, 32, 64, 64, 8), strict=True))
 )
 def test_the_fields_of_a_capsule(dtype: Any, code: int, bits: int) -> None:
-    x = mg.tensor(values(dtype), device="cuda")[1::2]
+    whole = mg.tensor(values(dtype), device="cuda")
+    x = whole[1::2]
     capsule = x.__dlpack__(stream=-1, max_version=(1, 0), dl_device=(2, 0), copy=False)
     pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
     t = DLTensor.from_address(pointer(("PyCapsule_GetPointer", ctypes.pythonapi))(capsule, b"dltensor"))
     assert (t.device_type, t.device_id) == x.__dlpack_device__() == (2, 0)
     assert (t.code, t.bits, t.lanes, t.ndim, t.byte_offset) == (code, bits, 1, 2, 0)
     assert (t.shape[:2], t.strides[:2]) == ([2, 6], [12, 1])
-    assert t.data == x.data.address + 6 * dtype.itemsize
+    assert t.data == whole.data.address + 6 * dtype.itemsize
     assert t.deleter
 
 
