@@ -21,6 +21,7 @@ from sklearn.datasets import load_digits
 
 import minigrad as mg
 from minigrad import nn
+from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 TRAIN = 1300  # examples; the others are the test
@@ -177,4 +178,5 @@ def draw(models, found, radii):
 
 
 if __name__ == "__main__":
+    exit_on_interrupt()
     main()

@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 
 import minigrad as mg
 from minigrad import nn
+from minigrad.checkpoint import Checkpoint
+from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 SETTINGS = {  # α, β₁, β₂ of Adam, and how many steps the discriminator makes for one of the generator
@@ -152,6 +154,7 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=64, help="channels of the first layer; 64 in the paper")
     parser.add_argument("--look", type=int, default=500, help="steps from one look at the networks to the next")
+    parser.add_argument("--checkpoints", type=Path, help="a folder: goes on from its newest, adds one at every look")
     args = parser.parse_args()
     if args.download and not (args.data / "cifar-10-batches-bin" / f"{BATCHES[-1]}.bin").exists():
         download(args.data)
@@ -167,6 +170,12 @@ def main():
     d_loss, g_loss = LOSSES[args.loss]
     seen = mg.randn(64, LATENT, device=args.device)
     losses_seen, norms = [], []
+    models, optimizers = {"G": generator, "D": discriminator}, {"G": g_optimizer, "D": d_optimizer}
+    training = Checkpoint(models, optimizers, generator=rng)
+    if args.checkpoints and training.resume(args.checkpoints):
+        print(f"goes on after step {training.step}; the curves begin there")
+    if training.step >= args.steps:
+        parser.error(f"--steps {args.steps}: {args.checkpoints} is at step {training.step} already")
 
     def real():
         """A batch of images from −1 to 1, the noise within a step of their 256 levels."""
@@ -178,7 +187,9 @@ def main():
         return generator(mg.randn(args.batch, LATENT, device=args.device))
 
     def keep():
-        """What outlives the process: the one place to write checkpoints from."""
+        """What outlives the process."""
+        if args.checkpoints:
+            training.save(args.checkpoints, keep=2)
         mg.save(generator.state_dict(), Path(args.out).with_suffix(".safetensors"))
         generator.eval()
         with mg.no_grad():
@@ -186,8 +197,8 @@ def main():
         generator.train()
         save(draw(samples, losses_seen, norms), args.out)
 
-    with progress("training", args.steps) as advance:
-        for step in range(1, args.steps + 1):
+    with progress("training", args.steps - training.step) as advance:
+        for step in range(training.step + 1, args.steps + 1):
             for _ in range(d_steps):
                 with mg.no_grad():
                     made = fake()
@@ -199,6 +210,7 @@ def main():
             g_value = g_loss(discriminator(fake()))
             g_value.backward()
             g_optimizer.step()
+            training.step = step
             look, losses = step % args.look == 0 or step == args.steps, {}
             if step % 10 == 0 or look:
                 losses = {"D": d_value.item(), "G": g_value.item()}
@@ -237,4 +249,5 @@ def draw(samples, losses, norms):
 
 
 if __name__ == "__main__":
+    exit_on_interrupt()
     main()

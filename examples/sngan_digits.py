@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 import minigrad as mg
 from minigrad import nn
+from minigrad.cli import exit_on_interrupt
 from minigrad.nn import functional as F
 from minigrad.nn.utils import spectral_norm
 
@@ -369,4 +370,5 @@ def main():
 
 
 if __name__ == "__main__":
+    exit_on_interrupt()
     main()

@@ -225,19 +225,30 @@ def test_the_networks_are_those_of_table_3():
     assert generator(mg.randn(2, 128)).shape == (2, 3, 32, 32)
 
 
+def run(folder, steps):
+    """The end of its output; `samples` lies in the folder, and the checkpoints below it."""
+    command = [sys.executable, str(EXAMPLES / "sngan_cifar10.py"), "--data", str(folder.parent / "data"), "--seed", "1"]
+    command += ["--out", str(folder / "samples.png"), "--checkpoints", str(folder / "checkpoints")]
+    command += ["--setting", "D", "--loss", "hinge", "--width", "4", "--batch", "8", "--look", "2"]
+    folder.mkdir(exist_ok=True)
+    found = subprocess.run([*command, "--steps", str(steps)], capture_output=True, text=True, timeout=180)
+    assert found.returncode == 0, found.stderr
+    return found
+
+
 def test_the_example(tmp_path):
     write(tmp_path / "data", "Python 2")
-    command = [sys.executable, str(EXAMPLES / "sngan_cifar10.py"), "--data", str(tmp_path / "data"), "--seed", "1"]
-    command += ["--out", str(tmp_path / "samples.png"), "--setting", "D", "--loss", "hinge"]
-    command += ["--width", "4", "--batch", "8", "--steps", "3", "--look", "2"]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    assert found.returncode == 0, found.stderr
+    found = run(tmp_path / "whole", 3)
     last = re.match(
         r"result: setting D, hinge loss, 3 steps: losses D (\S+), G (\S+); ‖W̄‖₂ at most (\S+) at the looks, on cpu",
         found.stdout.splitlines()[-1],
     )
     assert 0 < float(last[1]) < 4
     assert 1 <= float(last[3]) < 1.3
-    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "whole" / "samples.png").read_bytes().startswith(b"\x89PNG")
     generator = example.make_generator(4)
-    generator.load_state_dict(mg.load(tmp_path / "samples.safetensors"))
+    generator.load_state_dict(mg.load(tmp_path / "whole" / "samples.safetensors"))
+    run(tmp_path / "parts", 2)
+    assert "goes on after step 2" in run(tmp_path / "parts", 3).stdout
+    whole, parts = ((tmp_path / name / "samples.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts
