@@ -16,6 +16,7 @@ import pytest
 import minigrad as mg
 from minigrad._interrupt import deferred
 from minigrad.checkpoint import Checkpoint
+from minigrad.spectral.study import output
 
 if os.name != "posix":
     pytest.skip("signals and fork as POSIX has them", allow_module_level=True)
@@ -223,6 +224,13 @@ def test_a_load_is_finished_first(tmp_path, monkeypatch):
         checkpoint.load(tmp_path)
     assert checkpoint.step == 3
     assert {x for m in checkpoint.model.values() for p in m.parameters() for x in p.reshape(-1).tolist()} == {3.0}
+
+
+def test_the_files_of_a_study_are_all_in_place_first(tmp_path, monkeypatch):
+    interrupting(monkeypatch, os, "replace")
+    with pytest.raises(KeyboardInterrupt):
+        output.write(tmp_path, "<p>", {}, {"losses": [{"step": 1}]})
+    assert set(os.listdir(tmp_path)) == {"losses.csv", "results.json", output.REPORT}
 
 
 def test_what_else_happens_in_a_deferred_block():
