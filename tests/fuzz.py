@@ -342,13 +342,14 @@ def candidates(program: Program) -> list[Program]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--programs", type=int, default=sys.maxsize, help="stop after so many, whatever the time")
     parser.add_argument("--seed", type=int, default=None, help="for the same programs again")
     given = parser.parse_args(arguments)
     warnings.simplefilter("ignore")  # torch's, of .T
     seed = random.randrange(1 << 32) if given.seed is None else given.seed
     start = shown = time.monotonic()
     number = lines = 0
-    while time.monotonic() - start < 60 * given.minutes:
+    while number < given.programs and time.monotonic() - start < 60 * given.minutes:
         program = generate(random.Random(f"{seed} {number}"))
         if fails(program):
             program = smaller(program)
