@@ -211,6 +211,7 @@ def test_adjoints_are_public_and_adjoint():
 def test_blocks_change_nothing(case, near, monkeypatch):
     """One image at a time, several and all; products in many steps and in one."""
     monkeypatch.setattr(kernels, "_NEAR", near)
+    monkeypatch.setattr(kernels, "_SHARED", near)
     monkeypatch.setattr(kernels, "_DEPTH", 5 if near else 1024)
     for tables in (kernels._forward, kernels._backward, kernels._across):
         monkeypatch.setattr(kernels, tables.__name__, tables.__wrapped__)  # made before and kept
