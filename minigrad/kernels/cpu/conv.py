@@ -155,8 +155,9 @@ def _across(count: int, channels: int, groups: int, bits: int, *layout: Extents)
     rows = _all_sums([taps, np.arange(channels // groups)])
     place = np.arange(rows.size).reshape(taps.size, -1).T.ravel() * width
     columns = _all_sums([np.arange(images) * image, windows])
-    right = np.arange(windows.size) * width
-    return _Tables(image, inside, _whole_tiles(rows, height), columns, np.zeros((0, 4), np.int64), place[None], right)
+    rows = _whole_tiles(rows, height)
+    parts = np.array([(0, len(rows), k, min(k + _DEPTH, columns.size)) for k in range(0, columns.size, _DEPTH)])
+    return _Tables(image, inside, rows, columns, parts, place[None], np.arange(windows.size) * width)
 
 
 @helper
@@ -243,13 +244,14 @@ def _multiply(
 @jit(_PARALLEL_FROM, formula=_tile.tile)
 def _correlate(
     g: Any, x: Any, out: Any, images: Any, panels: Any, products: Any,
-    image: int, inside: Any, rows: Any, columns: Any, place: Any, right: Any, planes: Any, groups: int,
+    image: int, inside: Any, rows: Any, columns: Any, parts: Any, place: Any, right: Any, planes: Any,
+    groups: int, threads: int,
 ) -> None:  # fmt: skip
     """out[k] = Σ_n the product of x[n] and g[n, k]. Images are laid out by all threads, then used by all."""
     count, channels, filters = len(x), x.shape[1] // groups, g.shape[1] // groups
     height, width, side = rows.shape[1], panels.shape[2], planes.shape[1]
     each, together = len(panels) // groups, columns.size // right.size
-    bands = (x.shape[1] + side - 1) // side
+    bands, tiles = (x.shape[1] + side - 1) // side, len(panels) * len(rows)
     images[:] = 0
     panels[:] = 0
     products[:] = 0
@@ -265,14 +267,17 @@ def _correlate(
                 start = panel // each * filters + panel % each * width
                 some = g[first + n, start : min(start + width, (panel // each + 1) * filters)]
                 _channels_last(some, panels[panel, n * right.size :].reshape(-1), right, planes[1])
-        steps = columns[: here * right.size]
-        for i in prange(len(panels) * len(rows)):
-            panel, t = np.int64(i) // len(rows), np.int64(i) % len(rows)
-            left = images[panel // each * channels :]
-            if 2 * (filters - panel % each * width) > width:
-                _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel])
-            else:
-                _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel])
+        for thread in prange(threads):
+            for part in range(len(parts)):
+                k = parts[part, 2]
+                steps = columns[k : max(k, min(parts[part, 3], here * right.size))]
+                for i in range(tiles * thread // threads, tiles * (thread + 1) // threads):
+                    panel, t = i // len(rows), i % len(rows)
+                    left = images[panel // each * channels :]
+                    if 2 * (filters - panel % each * width) > width:
+                        _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
+                    else:
+                        _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
     for i in prange(len(panels)):
         start = np.int64(i) // each * filters + np.int64(i) % each * width
         some = out[start : min(start + width, (np.int64(i) // each + 1) * filters)]
@@ -316,7 +321,7 @@ def _product(
             (num_threads(), len(tables.place) * tables.image),
             (num_threads(), tables.rows.size * width),
         )
-        with _scratch.scratch(x.dtype, *shapes) as (filled, images, products):
+        with _scratch.Scratch(x.dtype, *shapes) as (filled, images, products):
             _panels(filled, w, tables.right, _planes(width // 2, w.shape[3]))
             x = x.reshape(*x.shape[:2], -1)
             _multiply(
@@ -347,11 +352,12 @@ def conv_weight_grad(
         )
         g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
         planes = _planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
-        with _scratch.scratch(x.dtype, *shapes) as (laid, filled, products):
-            _correlate(g, x, out, laid, filled, products, *tables[:4], *tables[5:], planes, groups)
+        with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
+            _correlate(g, x, out, laid, filled, products, *tables, planes, groups, num_threads())
     return out.reshape(filters, channels, *kernel_shape).astype(dtype, copy=False)
 
 
+@functools.lru_cache(maxsize=64)
 def _planes(side: int, *sizes: int) -> Any:
     """Where the planes of as many channels as a square has begin, for planes of these sizes."""
     return np.array(sizes)[:, None] * np.arange(side)
