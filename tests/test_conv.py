@@ -21,7 +21,7 @@ CASES = {  # space, kernel, stride, padding, dilation, groups, filters, channels
     "2d, depthwise": ((4, 4), (3, 3), (1, 1), (1, 1), (1, 1), 3, 3, 3),
     "2d, a filter as large as the image": ((3, 2), (3, 2), (1, 1), (0, 0), (1, 1), 1, 2, 2),
     "2d, strides that leave a rest": ((6, 8), (2, 2), (3, 4), (0, 0), (1, 1), 1, 1, 2),
-    "2d, more channels than a thread folds at a time": ((3, 3), (2, 2), (1, 1), (0, 0), (1, 1), 1, 2, 70),
+    "2d, more channels than two vectors hold": ((3, 3), (2, 2), (1, 1), (0, 0), (1, 1), 1, 2, 70),
     "3d": ((3, 4, 3), (2, 3, 2), (1, 2, 1), (1, 1, 0), (1, 1, 2), 1, 2, 2),
 }
 
@@ -211,6 +211,7 @@ def test_adjoints_are_public_and_adjoint():
 def test_blocks_change_nothing(case, near, monkeypatch):
     """One image at a time, several and all; products in many steps and in one."""
     monkeypatch.setattr(kernels, "_NEAR", near)
+    monkeypatch.setattr(kernels, "_SHARED", near)
     monkeypatch.setattr(kernels, "_DEPTH", 5 if near else 1024)
     for tables in (kernels._forward, kernels._backward, kernels._across):
         monkeypatch.setattr(kernels, tables.__name__, tables.__wrapped__)  # made before and kept

@@ -29,7 +29,9 @@ from minigrad.kernels.cpu._jit import helper, jit, num_threads
 Extents = tuple[int, ...]
 
 #: Bytes of images and sums that a thread works on at a time: they stay in its own cache, beside a panel of filters.
-_NEAR = 320 * 2**10
+_NEAR = 160 * 2**10
+#: The same where all threads share the images.
+_SHARED = 640 * 2**10
 #: Columns multiplied at a time, for the same reason; sums of blocks are also more accurate.
 _DEPTH = 1024
 #: Numbers in the output, for the weight gradient in the upstream one, from which a second thread pays.
@@ -45,7 +47,7 @@ class _Tables(NamedTuple):
     columns: Any  # of each column, its offset from there
     parts: Any  # of the products, in turn: (first tile, behind the last one, first column, behind the last one)
     place: Any  # of each pixel of each image, where its row of the product begins
-    order: Any  # of each tap, which one it is among the columns
+    right: Any  # of each number of a filter or pixel of an output, where its row of the right matrix begins
 
 
 def _all_sums(terms: Iterable[Any]) -> Any:
@@ -68,19 +70,19 @@ def _tables(count: int, image: int, inside: Any, products: Any, channels: int, b
     pixels = sum(len(where) for where, *_ in products)
     images = max(1, min(count, _NEAR * 8 // bits // (image + pixels * width)))
     images = math.ceil(count / math.ceil(count / images))
-    rows, columns, parts, order = [], [], [], np.empty(sum(len(taps) for *_, taps, _ in products), np.int64)
+    rows, columns, parts, filters = [], [], [], np.empty(sum(len(taps) for *_, taps, _ in products), np.int64)
     place, tiles, depth = np.empty((images, pixels), np.int64), 0, 0
     for where, starts, taps, steps in products:
         found = _all_sums([np.arange(images) * image, starts])
         place[:, where] = (tiles * height + np.arange(found.size).reshape(images, -1)) * width
         rows.append(_whole_tiles(found, height))
         columns.append(_all_sums([steps, np.arange(channels)]))
-        order[taps] = depth // channels + np.arange(len(taps))
+        filters[taps] = (depth + np.arange(len(taps)) * channels) * width
         bottom, end = tiles + len(rows[-1]), depth + columns[-1].size
         parts += [(tiles, bottom, k, min(k + _DEPTH, end)) for k in range(depth, end, _DEPTH)]
         tiles, depth = bottom, end
     every = np.array(parts, np.int64).reshape(-1, 4)
-    return _Tables(image, inside, np.concatenate(rows), np.concatenate(columns), every, place, order)
+    return _Tables(image, inside, np.concatenate(rows), np.concatenate(columns), every, place, filters)
 
 
 def _whole_tiles(rows: Any, height: int) -> Any:
@@ -108,7 +110,9 @@ def _forward(count: int, channels: int, groups: int, bits: int, *layout: Extents
     """Of the convolution."""
     image, inside, windows, taps = _windows(channels, *layout)
     product = np.arange(windows.size), windows, np.arange(taps.size), taps
-    return _tables(count, image, inside, [product], channels // groups, bits)
+    tables = _tables(count, image, inside, [product], channels // groups, bits)
+    each_channel = np.arange(channels // groups)[:, None] * _tile.shape(bits)[1]
+    return tables._replace(right=(tables.right + each_channel).ravel())
 
 
 @functools.lru_cache(maxsize=64)
@@ -147,12 +151,13 @@ def _across(count: int, channels: int, groups: int, bits: int, *layout: Extents)
     """Of the weight gradient. The rows are sorted by tap: those of a tile lie next to each other."""
     height, width = _tile.shape(bits)
     image, inside, windows, taps = _windows(channels, *layout)
-    images = max(1, min(count, _NEAR * 8 // bits // image))
+    images = max(1, min(count, _SHARED * 8 // bits // image))
     rows = _all_sums([taps, np.arange(channels // groups)])
     place = np.arange(rows.size).reshape(taps.size, -1).T.ravel() * width
     columns = _all_sums([np.arange(images) * image, windows])
-    order = np.arange(windows.size) * width
-    return _Tables(image, inside, _whole_tiles(rows, height), columns, np.zeros((0, 4), np.int64), place[None], order)
+    rows = _whole_tiles(rows, height)
+    parts = np.array([(0, len(rows), k, min(k + _DEPTH, columns.size)) for k in range(0, columns.size, _DEPTH)])
+    return _Tables(image, inside, rows, columns, parts, place[None], np.arange(windows.size) * width)
 
 
 @helper
@@ -160,13 +165,14 @@ def _channels_last(x: Any, image: Any, inside: Any, planes: Any) -> None:
     """image[inside[s] + c] = x[c, s], by squares that stay in registers and, at the borders, one by one."""
     channels, size = x.shape
     side = planes.size
-    squares = size - size % side
-    for c in range(0, channels - channels % side, side):
-        for s in range(0, squares, side):
+    right, bottom = size - size % side, channels - channels % side
+    for c in range(0, bottom, side):
+        for s in range(0, right, side):
             _tile.turn(image[c:], inside[s:], x[c, s:], planes, side)
-    for c in range(channels):
-        for s in range(squares if c < channels - channels % side else 0, size):
-            image[inside[s] + c] = x[c, s]
+    for s in range(size):
+        pixel = image[inside[s] :]
+        for c in range(bottom if s < right else 0, channels):
+            pixel[c] = x[c, s]
 
 
 @helper
@@ -174,28 +180,28 @@ def _channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
     """x[c, s] = product[place[s] + c], by the same squares."""
     channels, size = x.shape
     side = planes.size
-    squares = size - size % side
-    for c in range(0, channels - channels % side, side):
-        for s in range(0, squares, side):
+    right, bottom = size - size % side, channels - channels % side
+    for c in range(0, bottom, side):
+        for s in range(0, right, side):
             _tile.turn(x[c, s:], planes, product[c:], place[s:], side)
-    for c in range(channels):
-        for s in range(squares if c < channels - channels % side else 0, size):
-            x[c, s] = product[place[s] + c]
+    for s in range(size):
+        row = product[place[s] :]
+        for c in range(bottom if s < right else 0, channels):
+            x[c, s] = row[c]
 
 
-@jit(_PARALLEL_FROM)
-def _panels(panels: Any, w: Any, order: Any, filter_step: int, channel_step: int, filters: int, channels: int) -> None:
-    """panels[i, order[t] · channels + c, j] = w[k, c, t] for the j-th filter k of panel i, else 0; w by its strides."""
-    width = panels.shape[2]
-    each = (filters + width - 1) // width
+@jit(_PARALLEL_FROM, formula=_tile.tile)
+def _panels(panels: Any, w: Any, inside: Any, planes: Any) -> None:
+    """Panels of each group of filters w (groups, images, filters, pixels): the filters are their channels."""
+    groups, images, filters, _ = w.shape
+    width, each = panels.shape[2], len(panels) // groups
     for i in prange(len(panels)):
         group, first = np.int64(i) // each, np.int64(i) % each * width
-        for c in range(channels):
-            for t in range(order.size):
-                row = panels[i, order[t] * channels + c]
-                start = group * filters * channels * order.size + c * channel_step + t
-                for j in range(width):
-                    row[j] = w[start + (first + j) * filter_step] if first + j < filters else 0
+        if first + width > filters:
+            panels[i] = 0
+        for n in range(images):
+            some = w[group, n, first : min(first + width, filters)]
+            _channels_last(some, panels[i, n:].reshape(-1), inside, planes[0])
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)
@@ -238,13 +244,14 @@ def _multiply(
 @jit(_PARALLEL_FROM, formula=_tile.tile)
 def _correlate(
     g: Any, x: Any, out: Any, images: Any, panels: Any, products: Any,
-    image: int, inside: Any, rows: Any, columns: Any, place: Any, order: Any, planes: Any, groups: int,
+    image: int, inside: Any, rows: Any, columns: Any, parts: Any, place: Any, right: Any, planes: Any,
+    groups: int, threads: int,
 ) -> None:  # fmt: skip
     """out[k] = Σ_n the product of x[n] and g[n, k]. Images are laid out by all threads, then used by all."""
     count, channels, filters = len(x), x.shape[1] // groups, g.shape[1] // groups
     height, width, side = rows.shape[1], panels.shape[2], planes.shape[1]
-    each, together = len(panels) // groups, columns.size // order.size
-    bands = (x.shape[1] + side - 1) // side
+    each, together = len(panels) // groups, columns.size // right.size
+    bands, tiles = (x.shape[1] + side - 1) // side, len(panels) * len(rows)
     images[:] = 0
     panels[:] = 0
     products[:] = 0
@@ -259,15 +266,18 @@ def _correlate(
                 panel = band - bands
                 start = panel // each * filters + panel % each * width
                 some = g[first + n, start : min(start + width, (panel // each + 1) * filters)]
-                _channels_last(some, panels[panel, n * order.size :].reshape(-1), order, planes[1])
-        steps = columns[: here * order.size]
-        for i in prange(len(panels) * len(rows)):
-            panel, t = np.int64(i) // len(rows), np.int64(i) % len(rows)
-            left = images[panel // each * channels :]
-            if 2 * (filters - panel % each * width) > width:
-                _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel])
-            else:
-                _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel])
+                _channels_last(some, panels[panel, n * right.size :].reshape(-1), right, planes[1])
+        for thread in prange(threads):
+            for part in range(len(parts)):
+                k = parts[part, 2]
+                steps = columns[k : max(k, min(parts[part, 3], here * right.size))]
+                for i in range(tiles * thread // threads, tiles * (thread + 1) // threads):
+                    panel, t = i // len(rows), i % len(rows)
+                    left = images[panel // each * channels :]
+                    if 2 * (filters - panel % each * width) > width:
+                        _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
+                    else:
+                        _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
     for i in prange(len(panels)):
         start = np.int64(i) // each * filters + np.int64(i) % each * width
         some = out[start : min(start + width, (np.int64(i) // each + 1) * filters)]
@@ -298,11 +308,11 @@ def _product(
     dtype, x, w = x.dtype, _ready(x), _ready(w)
     out = np.empty((len(x), filters, math.prod(space)), x.dtype)
     if out.size:
-        bits, taps, width = 8 * x.itemsize, math.prod(w.shape[2:]), _tile.shape(8 * x.itemsize)[1]
+        bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
         tables = tables(len(x), x.shape[1], groups, bits, *layout)
-        inner, outer = x.shape[1] // groups, filters // groups
-        steps = (taps, w.shape[1] * taps) if transposed else (inner * taps, taps)
+        inner, outer, taps = x.shape[1] // groups, filters // groups, math.prod(w.shape[2:])
         panels = groups * math.ceil(outer / width)
+        w = w.reshape(groups, *((inner, outer, taps) if transposed else (1, outer, inner * taps)))
         bias = np.zeros((groups, panels // groups * width), x.dtype)
         if b is not None:
             bias[:, :outer] = b.reshape(groups, outer)
@@ -311,11 +321,11 @@ def _product(
             (num_threads(), len(tables.place) * tables.image),
             (num_threads(), tables.rows.size * width),
         )
-        with _scratch.scratch(x.dtype, *shapes) as (right, images, products):
-            _panels(right, w.reshape(-1), tables.order, *steps, outer, inner)
+        with _scratch.Scratch(x.dtype, *shapes) as (filled, images, products):
+            _panels(filled, w, tables.right, _planes(width // 2, w.shape[3]))
             x = x.reshape(*x.shape[:2], -1)
             _multiply(
-                out, x, right, bias.reshape(panels, width), images, products, *tables[:6],
+                out, x, filled, bias.reshape(panels, width), images, products, *tables[:6],
                 _planes(width // 2, x.shape[2], out.shape[2]), groups,
             )  # fmt: skip
     return out.reshape(*out.shape[:2], *space).astype(dtype, copy=False)
@@ -334,19 +344,20 @@ def conv_weight_grad(
         layout = x.shape[2:], tuple(kernel_shape), stride, padding, dilation
         tables = _across(len(x), x.shape[1], groups, bits, *layout)
         panels = groups * math.ceil(filters // groups / width)
-        images = tables.columns.size // tables.order.size
+        images = tables.columns.size // tables.right.size
         shapes = (
             (images * tables.image,),
-            (panels, images * tables.order.size, width),
+            (panels, images * tables.right.size, width),
             (panels, tables.rows.size, width),
         )
         g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
         planes = _planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
-        with _scratch.scratch(x.dtype, *shapes) as (laid, right, products):
-            _correlate(g, x, out, laid, right, products, *tables[:4], *tables[5:], planes, groups)
+        with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
+            _correlate(g, x, out, laid, filled, products, *tables, planes, groups, num_threads())
     return out.reshape(filters, channels, *kernel_shape).astype(dtype, copy=False)
 
 
+@functools.lru_cache(maxsize=64)
 def _planes(side: int, *sizes: int) -> Any:
     """Where the planes of as many channels as a square has begin, for planes of these sizes."""
     return np.array(sizes)[:, None] * np.arange(side)
