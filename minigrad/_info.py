@@ -13,6 +13,7 @@ import numpy as np
 
 import minigrad as mg
 from minigrad import device
+from minigrad.kernels.cpu import _memory
 from minigrad.kernels.cpu._jit import _threading_layer, cache_directory
 
 VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "neon", "fp-armv8", "sve", "sve2")
@@ -45,6 +46,7 @@ def gather(seed: int) -> dict[str, str]:
         "processor": f"{processor()} ({llvmlite.binding.get_host_cpu_name()})",
         "vectors": " ".join(name for name in VECTOR_FEATURES if features.get(name)) or "none known",
         "threads": f"{numba.get_num_threads()} of {os.cpu_count()}, threading layer {_threading_layer()}",
+        "memory": _memory.reuse(),
         "kernel cache": _cache(cache_directory()),
         "CUDA": _cuda(),
         "random": f"seed {seed} begins {' '.join(f'{x:.8f}' for x in _first_draws(seed))}",

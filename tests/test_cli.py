@@ -130,7 +130,7 @@ def test_info_prints_aligned_facts(
     lines = capsys.readouterr().out.splitlines()
     facts = {line[:14].strip(): line[14:] for line in lines}
     assert facts["minigrad"] == mg.__version__ and facts["NumPy"] == np.__version__
-    assert {"Python", "Numba", "BLAS", "processor", "vectors", "threads", "CUDA"} <= set(facts)
+    assert {"Python", "Numba", "BLAS", "processor", "vectors", "threads", "memory", "CUDA"} <= set(facts)
     assert facts["kernel cache"] == f"{tmp_path} (1 files, 3.0 MiB)"
     first = mg.rand(3, dtype=mg.float64, generator=mg.Generator(3)).tolist()
     assert facts["random"] == f"seed 3 begins {' '.join(f'{x:.8f}' for x in first)}"

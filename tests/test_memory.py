@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import platform
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -132,3 +136,31 @@ def test_gradients_do_not_alias_what_rules_and_hooks_hold() -> None:
     assert not np.shares_memory(*memory_of(x.grad, y))
     assert not np.shares_memory(*memory_of(y.grad, x))
     assert not np.shares_memory(*memory_of(z.grad, held[0]))
+
+
+# The C library's allocator -------------------------------------------------------------------------------------------
+
+FAULTS = """
+import resource
+import minigrad as mg
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+x = mg.ones(1 << 20)
+for repeat in range(3):
+    before = faults()
+    for _ in range(8):
+        y = x + x; z = y + x; w = z + y; del y, z, w
+print(faults() - before, 8 * 3 * 1024)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
+@pytest.mark.parametrize("chosen", ["", "131072"])
+def test_freed_memory_is_used_again(chosen: str) -> None:
+    """Without it every one of the pages would be fetched anew; the C library's own variable switches it off."""
+    environment = os.environ | ({"MALLOC_TRIM_THRESHOLD_": chosen} if chosen else {})
+    made = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=environment)
+    found, pages = map(int, made.stdout.split())
+    assert found > pages / 8 if chosen else found < pages / 100

@@ -28,9 +28,31 @@ def _log_softmax(k: Any, x: Any, *, dim: int) -> Any:
     return k.log_softmax(x, dim)
 
 
+@primitive()
+def _softmax_vjp(k: Any, h: Any, y: Any, *, dim: int) -> Any:
+    return k.softmax_vjp(h, y, dim)
+
+
+@primitive()
+def _log_softmax_vjp(k: Any, h: Any, y: Any, *, dim: int) -> Any:
+    return k.log_softmax_vjp(h, y, dim)
+
+
+def _total(x: Tensor, dim: int) -> Tensor:
+    return sum(x, dim, keepdim=True)
+
+
 _logsumexp.vjp(x=lambda g, x, dim, keepdim: (g if keepdim else unsqueeze(g, dim)) * _softmax(x, dim=dim))
-_softmax.vjp(x=lambda g, out, dim: out * (g - sum(g * out, dim, keepdim=True)))
-_log_softmax.vjp(x=lambda g, out, dim: g - exp(out) * sum(g, dim, keepdim=True))
+_softmax.vjp(x=lambda g, out, dim: _softmax_vjp(g, out, dim=dim))
+_softmax_vjp.vjp(
+    h=lambda g, y, dim: _softmax_vjp(g, y, dim=dim),
+    y=lambda g, h, y, dim: g * (h - _total(h * y, dim)) - h * _total(g * y, dim),
+)
+_log_softmax.vjp(x=lambda g, out, dim: _log_softmax_vjp(g, out, dim=dim))
+_log_softmax_vjp.vjp(
+    h=lambda g, y, dim: g - _total(g * exp(y), dim),
+    y=lambda g, h, y, dim: -g * exp(y) * _total(h, dim),
+)
 
 
 def _along(name: str, x: Tensor, dim: int) -> tuple[Tensor, int]:

@@ -13,7 +13,7 @@ Params = Iterable[Tensor] | Iterable[Group]
 
 
 def _raw(tensors: Iterable[Any]) -> list[Any]:
-    return [tensor.data for tensor in tensors]
+    return [None if tensor is None else tensor.data for tensor in tensors]
 
 
 class SGD(Optimizer):
@@ -52,7 +52,8 @@ class SGD(Optimizer):
     def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
         momentum, gain = group["momentum"], 1 - group["dampening"]
         gains = [gain if "momentum_buffer" in self.state.get(p, ()) else 1.0 for p in params]
-        buffers = [self._slot(p, "momentum_buffer") if momentum else None for p in params]
+        states = self._states(params, *["momentum_buffer"] * bool(momentum))
+        buffers = _raw(state["momentum_buffer"] if momentum else None for state in states)
         grads = _raw(p.grad for p in params)
         k.sgd(_raw(params), grads, buffers, gains, group["lr"], momentum, group["weight_decay"], group["nesterov"])
 
@@ -90,12 +91,15 @@ class Adam(Optimizer):
             raise ValueError(f"{type(self).__name__}: expected two betas in [0, 1); got {group['betas']}")
 
     def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+        states = self._states(params, "exp_avg", "exp_avg_sq")
+        for state in states:
+            state["step"] = int(state.get("step", 0)) + 1
         k.adam(
             _raw(params),
             _raw(p.grad for p in params),
-            [self._slot(p, "exp_avg") for p in params],
-            [self._slot(p, "exp_avg_sq") for p in params],
-            [self._count(p) for p in params],
+            _raw(state["exp_avg"] for state in states),
+            _raw(state["exp_avg_sq"] for state in states),
+            [state["step"] for state in states],
             group["lr"],
             group["betas"],
             group["eps"],
@@ -161,12 +165,14 @@ class RMSprop(Optimizer):
             raise ValueError(f"RMSprop: expected alpha in [0, 1]; got {group['alpha']}")
 
     def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+        used = {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"]}
+        states = self._states(params, *[name for name in used if used[name]])
         k.rmsprop(
             _raw(params),
             _raw(p.grad for p in params),
-            [self._slot(p, "square_avg") for p in params],
-            [self._slot(p, "grad_avg") if group["centered"] else None for p in params],
-            [self._slot(p, "momentum_buffer") if group["momentum"] else None for p in params],
+            _raw(state["square_avg"] for state in states),
+            _raw(state["grad_avg"] if group["centered"] else None for state in states),
+            _raw(state["momentum_buffer"] if group["momentum"] else None for state in states),
             group["lr"],
             group["alpha"],
             group["eps"],

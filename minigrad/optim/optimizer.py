@@ -123,18 +123,18 @@ class Optimizer:
         """One step for parameters on one device, each with a gradient."""
         raise NotImplementedError(f"{type(self).__name__} defines no _update()")
 
-    def _slot(self, p: Tensor, name: str) -> Any:
-        """The raw array of a parameter's state, zeros at first."""
-        state = self.state.setdefault(p, {})
-        if name not in state:
-            state[name] = zeros_like(p)
-        return state[name].data
-
-    def _count(self, p: Tensor) -> int:
-        """The number of this step of a parameter, from 1 on."""
-        state = self.state.setdefault(p, {})
-        state["step"] = state.get("step", 0) + 1
-        return int(state["step"])
+    def _states(self, params: Iterable[Tensor], *names: str) -> list[dict[str, Any]]:
+        """What is remembered of each parameter, with tensors of these names, zeros at first."""
+        states = []
+        for p in params:
+            state = self.state.get(p)
+            if state is None:
+                state = self.state[p] = {}
+            for name in names:
+                if name not in state:
+                    state[name] = zeros_like(p)
+            states.append(state)
+        return states
 
     def state_dict(self) -> dict[str, Any]:
         """The groups' options, and the state of the parameters, which are numbered through; tensors share memory.

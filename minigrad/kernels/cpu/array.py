@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.kernels.cpu import _memory
+
 Array = np.ndarray[Any, Any]
+
+_memory.reuse()
 
 
 def from_host(data: Array) -> Array:

@@ -1,12 +1,12 @@
-"""Batch normalization: per channel, statistics in float64, and everything else in one or two passes.
+"""Batch normalization: statistics in float64, and all passes over a few channels while these are in cache.
 
-Every channel is summed by one thread, so that the bits do not depend on how many there are.
+An image is a line of columns, as many to a channel as it has pixels. Sums run down each column and then over those of a
+channel, in an order that the shape alone decides: the bits do not depend on how many threads there are.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import prange
@@ -14,119 +14,172 @@ from numba import prange
 from minigrad.kernels.cpu._jit import helper, jit
 from minigrad.kernels.cpu.array import Array
 
-_PARALLEL_FROM = 1 << 16
-_LANES = 32  # sums run abreast, in an order that does not depend on the compiler
+_PARALLEL_FROM = 1 << 15
+_COLUMNS = 256  # worked together, at least
+_LANES = 8
 
 
 @helper
-def _add(lanes: Array, row: Array) -> None:
-    """lanes += the row, dealt out to them."""
-    whole = row.size // _LANES * _LANES
-    for start in range(0, whole, _LANES):
-        for j in range(_LANES):
-            lanes[j] += row[start + j]
-    for j in range(whole, row.size):
-        lanes[j - whole] += row[j]
+def _fold(columns: Array, channels: Array) -> None:
+    """channels[c] = Σ of its columns, dealt out to lanes."""
+    pixels = columns.size // max(1, channels.size)
+    for c in range(channels.size):
+        line, lanes = columns[c * pixels : (c + 1) * pixels], np.zeros(_LANES)
+        whole = pixels // _LANES * _LANES
+        for start in range(0, whole, _LANES):
+            for j in range(_LANES):
+                lanes[j] += line[start + j]
+        for j in range(whole, pixels):
+            lanes[j - whole] += line[j]
+        channels[c] = lanes.sum()
 
 
 @helper
-def _add_products(lanes: Array, row: Array, a: float, other: Array, b: float) -> None:
-    """lanes += (row − a) · (other − b)."""
-    whole = row.size // _LANES * _LANES
-    for start in range(0, whole, _LANES):
-        for j in range(_LANES):
-            lanes[j] += (row[start + j] - a) * (other[start + j] - b)
-    for j in range(whole, row.size):
-        lanes[j - whole] += (row[j] - a) * (other[j] - b)
+def _spread(channels: Array, columns: Array) -> Array:
+    """The number of its channel in each column."""
+    pixels = columns.size // max(1, channels.size)
+    for c in range(channels.size):
+        columns[c * pixels : (c + 1) * pixels] = channels[c]
+    return columns
+
+
+@helper
+def _add(columns: Array, row: Array) -> None:
+    for j in range(columns.size):
+        columns[j] += row[j]
+
+
+@helper
+def _add_squares(columns: Array, row: Array, center: Array) -> None:
+    for j in range(columns.size):
+        columns[j] += (row[j] - center[j]) * (row[j] - center[j])
+
+
+@helper
+def _add_products(columns: Array, g: Array, row: Array, center: Array) -> None:
+    for j in range(columns.size):
+        columns[j] += g[j] * (row[j] - center[j])
+
+
+@helper
+def _jobs(channels: int, pixels: int) -> tuple[int, int]:
+    """How many jobs of how many channels."""
+    share = max(1, _COLUMNS // max(1, pixels))
+    return (channels + share - 1) // share, share
 
 
 @jit(_PARALLEL_FROM)
-def _statistics(x: Array, mean: Array, var: Array) -> None:
+def _normalize(
+    x: Array, pixels: int, weight: Array, bias: Array, eps: float, mean: Array, var: Array, out: Array
+) -> None:
     """The mean first and then the mean of (x − mean)², so that a large mean costs no digits."""
-    count = x.shape[0] * x.shape[2]
-    for c in prange(x.shape[1]):
-        lanes = np.zeros(_LANES)
+    jobs, share = _jobs(mean.size, pixels)
+    for job in prange(jobs):
+        c, d = job * share, min(mean.size, (job + 1) * share)
+        a, b = c * pixels, d * pixels
+        columns, center = np.zeros(b - a), np.empty(b - a)
         for i in range(x.shape[0]):
-            _add(lanes, x[i, c])
-        center = lanes.sum() / count
-        lanes[:] = 0
+            _add(columns, x[i, a:b])
+        _fold(columns, mean[c:d])
+        for k in range(c, d):
+            mean[k] /= x.shape[0] * pixels
+        _spread(mean[c:d], center)
+        columns[:] = 0
         for i in range(x.shape[0]):
-            _add_products(lanes, x[i, c], center, x[i, c], center)
-        mean[c], var[c] = center, lanes.sum() / count
+            _add_squares(columns, x[i, a:b], center)
+        _fold(columns, var[c:d])
+        scale = np.empty(d - c)
+        for k in range(c, d):
+            var[k] /= x.shape[0] * pixels
+            scale[k - c] = weight[k] / math.sqrt(var[k] + eps)
+        slope, shift = _spread(scale, columns), _spread(bias[c:d], np.empty(b - a))
+        for i in range(x.shape[0]):
+            row, made = x[i, a:b], out[i, a:b]
+            for j in range(b - a):
+                made[j] = (row[j] - center[j]) * slope[j] + shift[j]
 
 
 @jit(_PARALLEL_FROM)
-def _affine(x: Array, mean: Array, scale: Array, bias: Array, out: Array) -> None:
-    for c in prange(x.shape[1]):
+def _project(g: Array, x: Array, pixels: int, mean: Array, rstd: Array, weight: Array, out: Array) -> None:
+    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩)."""
+    jobs, share = _jobs(mean.size, pixels)
+    for job in prange(jobs):
+        c, d = job * share, min(mean.size, (job + 1) * share)
+        a, b = c * pixels, d * pixels
+        center, total, along = _spread(mean[c:d], np.empty(b - a)), np.zeros(b - a), np.zeros(b - a)
         for i in range(x.shape[0]):
-            for j in range(x.shape[2]):
-                out[i, c, j] = (x[i, c, j] - mean[c]) * scale[c] + bias[c]
+            _add(total, g[i, a:b])
+            _add_products(along, g[i, a:b], x[i, a:b], center)
+        totals, alongs, scale = np.empty(d - c), np.empty(d - c), np.empty(d - c)
+        _fold(total, totals)
+        _fold(along, alongs)
+        for k in range(c, d):
+            scale[k - c] = weight[k] * rstd[k]
+            totals[k - c] /= x.shape[0] * pixels
+            alongs[k - c] *= rstd[k] * rstd[k] / (x.shape[0] * pixels)
+        level, slope, scales = _spread(totals, total), _spread(alongs, along), _spread(scale, np.empty(b - a))
+        for i in range(x.shape[0]):
+            up, row, made = g[i, a:b], x[i, a:b], out[i, a:b]
+            for j in range(b - a):
+                made[j] = scales[j] * (up[j] - level[j] - (row[j] - center[j]) * slope[j])
 
 
 @jit(_PARALLEL_FROM)
-def _moments(g: Array, x: Array, mean: Array, total: Array, along: Array) -> None:
-    """Σ g and Σ g (x − mean) over each channel."""
-    for c in prange(x.shape[1]):
-        plain, weighted = np.zeros(_LANES), np.zeros(_LANES)
+def _along(g: Array, x: Array, pixels: int, mean: Array, out: Array) -> None:
+    """Σ g (x − mean) over each channel."""
+    jobs, share = _jobs(mean.size, pixels)
+    for job in prange(jobs):
+        c, d = job * share, min(mean.size, (job + 1) * share)
+        a, b = c * pixels, d * pixels
+        center, along = _spread(mean[c:d], np.empty(b - a)), np.zeros(b - a)
         for i in range(x.shape[0]):
-            _add(plain, g[i, c])
-            _add_products(weighted, g[i, c], 0.0, x[i, c], mean[c])
-        total[c], along[c] = plain.sum(), weighted.sum()
-
-
-@jit(_PARALLEL_FROM)
-def _project(g: Array, x: Array, mean: Array, scale: Array, total: Array, slope: Array, out: Array) -> None:
-    for c in prange(x.shape[1]):
-        for i in range(x.shape[0]):
-            for j in range(x.shape[2]):
-                out[i, c, j] = scale[c] * (g[i, c, j] - total[c] - (x[i, c, j] - mean[c]) * slope[c])
+            _add_products(along, g[i, a:b], x[i, a:b], center)
+        _fold(along, out[c:d])
 
 
 @np.errstate(all="ignore")
 def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(x − mean) / √(var + eps) · weight + bias for x (N, C, …), and mean and var (C,) in float64."""
-    flat = _flat(x)
-    mean, var = np.empty((2, x.shape[1]))
-    _statistics(flat, mean, var)
-    scale, shift = _rstd(var, eps) * _channels(weight, 1.0), _channels(bias, 0.0) + np.zeros(x.shape[1])
-    out = np.empty_like(flat)
-    _affine(flat, mean, scale, shift, out)
+    lines, channels = _lines(x), x.shape[1]
+    mean, var, out = np.empty(channels), np.empty(channels), np.empty_like(lines)
+    _normalize(lines, _pixels(x), _wide(weight, 1, channels), _wide(bias, 0, channels), eps, mean, var, out)
     return _like(x, out), mean, var
 
 
 @np.errstate(all="ignore")
 def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float) -> Array:
     """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel."""
-    flat_g, flat, rstd = _flat(g), _flat(x), _rstd(var, eps)
-    count = flat.shape[0] * flat.shape[2]
-    total, along = np.empty((2, x.shape[1]))
-    _moments(flat_g, flat, mean, total, along)
-    out = np.empty_like(flat)
-    _project(flat_g, flat, mean, rstd * _channels(weight, 1.0), total / count, rstd * rstd * along / count, out)
+    lines, rstd = _lines(x), _rstd(var, eps)
+    out = np.empty_like(lines)
+    _project(_lines(g), lines, _pixels(x), mean, rstd, _wide(weight, 1, x.shape[1]), out)
     return _like(x, out)
 
 
 @np.errstate(all="ignore")
 def batch_norm_weight_grad(g: Array, x: Array, mean: Array, var: Array, eps: float) -> Array:
     """Σ g x̂ over each channel."""
-    total, along = np.empty((2, x.shape[1]))
-    _moments(_flat(g), _flat(x), mean, total, along)
+    along = np.empty(x.shape[1])
+    _along(_lines(g), _lines(x), _pixels(x), mean, along)
     return np.asarray(along * _rstd(var, eps)).astype(x.dtype)
 
 
-def _flat(x: Array) -> Array:
-    """(N, C, …) as (N, C, L), in float32 at least."""
+def _pixels(x: Array) -> int:
+    return math.prod(x.shape[2:])
+
+
+def _lines(x: Array) -> Array:
+    """(N, C, …) as (N, C · pixels), in float32 at least."""
     dtype = np.float32 if x.dtype == np.float16 else x.dtype
-    return np.ascontiguousarray(x, dtype).reshape(*x.shape[:2], math.prod(x.shape[2:]))
+    return np.ascontiguousarray(x, dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def _like(x: Array, flat: Array) -> Array:
-    return flat.reshape(x.shape).astype(x.dtype, copy=False)
+def _like(x: Array, lines: Array) -> Array:
+    return lines.reshape(x.shape).astype(x.dtype, copy=False)
 
 
 def _rstd(var: Array, eps: float) -> Array:
     return np.asarray(1 / np.sqrt(var + eps))
 
 
-def _channels(x: Array | None, default: float) -> Any:
-    return default if x is None else x.astype(np.float64)
+def _wide(channels: Array | None, default: float, size: int) -> Array:
+    return np.full(size, float(default)) if channels is None else channels.astype(np.float64)

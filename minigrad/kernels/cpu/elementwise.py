@@ -9,7 +9,8 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cpu._jit import helper, jit
+from minigrad.kernels.cpu import _math
+from minigrad.kernels.cpu._jit import jit
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
@@ -60,7 +61,7 @@ def pow(x: Any, y: Any) -> Array:
 
 def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
     """A kernel that applies a formula of `scalar.py` to one or two equally shaped arrays (and parameters)."""
-    f = helper(formula)
+    f = _math.lifted(formula)
 
     if arrays == 1:
 

@@ -5,6 +5,7 @@ A launch costs less than a microsecond here, so that a group is a loop of launch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,15 @@ def _rmsprop(
             b[i] = push
 
 
+@functools.lru_cache(maxsize=64)
+def _rounded(dtype: Any, *numbers: float) -> tuple[Any, ...]:
+    """The numbers in a parameter's dtype: the same for most parameters of a step."""
+    return tuple(map(dtype.type, numbers))
+
+
+_adam_numbers = functools.lru_cache(maxsize=64)(scalar.adam_numbers)
+
+
 def _step(kernel: Kernel, p: Array, g: Array, state: Sequence[Array | None], *numbers: float) -> None:
     """One parameter's step: all arrays flat, all numbers in the parameter's dtype."""
     if not p.flags.c_contiguous:  # it could not be flattened in place
@@ -59,7 +69,7 @@ def _step(kernel: Kernel, p: Array, g: Array, state: Sequence[Array | None], *nu
         p[...] = contiguous
         return
     slots = [None if x is None else x.reshape(-1) for x in state]
-    kernel(p.reshape(-1), g.reshape(-1), *slots, *map(p.dtype.type, numbers))
+    kernel(p.reshape(-1), g.reshape(-1), *slots, *_rounded(p.dtype, *numbers))
 
 
 def sgd(
@@ -90,8 +100,9 @@ def adam(
     decoupled: bool,
 ) -> None:
     """`steps`: how many steps each parameter has made, with this one."""
+    both = betas[0], betas[1]
     for p, g, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        _step(_adam, p, g, [m, v], *scalar.adam_numbers(step, lr, betas, eps, weight_decay, decoupled))
+        _step(_adam, p, g, (m, v), *_adam_numbers(step, lr, both, eps, weight_decay, decoupled))
 
 
 def rmsprop(

@@ -7,36 +7,68 @@ out and nothing may change it (no fast math), so that the serial and the paralle
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu._jit import jit
+from minigrad.kernels.cpu._jit import helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
-_PARALLEL_FROM = 1 << 16
-_BLOCK, _STRIP, _PIECE = 16, 256, 4096
+_PARALLEL_FROM = 1 << 17
+_BLOCK, _LANES, _STRIP, _PIECE, _JOB = 16, 64, 256, 4096, 1 << 14
+
+
+@helper
+def _total(row: Array, lanes: Array) -> Any:
+    """Σ row. `lanes` (64 float64) are columns of the row, written in lines of 64: a block is 16 lines of a column."""
+    tile = _BLOCK * _LANES
+    whole = row.size // tile * tile
+    lanes[:] = 0
+    for start in range(0, whole, tile):
+        for j in range(_LANES):
+            part = row[start + j]
+            for line in range(1, _BLOCK):
+                part += row[start + line * _LANES + j]
+            lanes[j] += part
+    for start in range(whole, row.size, _LANES):
+        for j in range(min(_LANES, row.size - start)):
+            lanes[j] += row[start + j]
+    half = _LANES // 2
+    while half:
+        for j in range(half):
+            lanes[j] += lanes[half + j]
+        half //= 2
+    return lanes[0]
+
+
+@helper
+def _short_total(row: Array) -> Any:
+    """Σ row, for rows that are not worth many lanes: a block is 16 neighbours."""
+    whole = row.size // _BLOCK * _BLOCK
+    total = 0.0
+    for start in range(0, whole, _BLOCK):
+        part = row[start]
+        for j in range(1, _BLOCK):
+            part += row[start + j]
+        total += part
+    part = row.dtype.type(0)
+    for j in range(whole, row.size):
+        part += row[j]
+    return total + part
 
 
 @jit(_PARALLEL_FROM)
 def _sum_rows(x: Array, out: Array) -> None:
-    """Sum over the last axis of a contiguous matrix. Blocks of a length known to the compiler are summed abreast."""
+    """Sum over the last axis of a contiguous matrix."""
     n = x.shape[1]
-    whole = n // _BLOCK * _BLOCK
-    for i in prange(x.shape[0]):
-        row = x[i]
-        total = 0.0
-        for start in range(0, whole, _BLOCK):
-            part = row[start]
-            for j in range(1, _BLOCK):
-                part += row[start + j]
-            total += part
-        part = x.dtype.type(0)
-        for j in range(whole, n):
-            part += row[j]
-        out[i] = total + part
+    share = max(1, _JOB // max(1, n))
+    for job in prange((x.shape[0] + share - 1) // share):
+        lanes = np.empty(_LANES)
+        for i in range(job * share, min(x.shape[0], (job + 1) * share)):
+            out[i] = _total(x[i], lanes) if n >= _BLOCK * _LANES else _short_total(x[i])
 
 
 @jit(_PARALLEL_FROM)
@@ -63,24 +95,28 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     if x.size == 0:
         return np.zeros(shape, x.dtype)
     work = x.astype(np.float32) if x.dtype == np.float16 else x
-    adjacent = dims == tuple(range(dims[0], dims[-1] + 1))
-    if adjacent and dims[-1] < x.ndim - 1 and work.flags.c_contiguous:
-        cube = work.reshape(_size(x.shape[: dims[0]]), _size(x.shape[dims[0] : dims[-1] + 1]), -1)
-        out = np.empty((cube.shape[0], cube.shape[2]), work.dtype)
+    first = 1
+    while first < len(dims) and dims[first] == dims[first - 1] + 1:
+        first += 1
+    start, stop = dims[0], dims[first - 1] + 1  # the first run of adjacent dims
+    if stop < x.ndim and work.flags.c_contiguous:
+        cube = work.reshape(math.prod(x.shape[:start]), math.prod(x.shape[start:stop]), math.prod(x.shape[stop:]))
+        rest = tuple(d - (stop - start) for d in dims[first:])
+        out = np.empty((cube.shape[0], cube.shape[2]), np.float64 if rest else work.dtype)
         _sum_columns(cube, out)
+        if rest:
+            out = sum(out.reshape(x.shape[:start] + x.shape[stop:]), rest, False)
     else:
         rows = _rows(work, dims)
-        if rows.shape[0] == 1 and rows.shape[1] > _PIECE:  # two levels of the same sum, so that all cores have work
+        if rows.shape[0] == 1 and rows.shape[1] >= _PARALLEL_FROM:  # two levels, so that all cores have work
             rows, tail = _split(rows)
-            parts = np.empty(rows.shape[0])
-            _sum_rows(rows, parts)
-            out = np.empty(1)
+            parts = np.empty(rows.shape[0] + 1)
+            _sum_rows(rows, parts[:-1])
             with np.errstate(all="ignore"):
-                parts = np.append(parts, tail.sum(dtype=np.float64))
-            _sum_rows(parts.reshape(1, -1), out)
-        else:
-            out = np.empty(rows.shape[0], work.dtype)
-            _sum_rows(rows, out)
+                parts[-1] = tail.sum(dtype=np.float64)
+            rows = parts.reshape(1, -1)
+        out = np.empty(rows.shape[0], work.dtype)
+        _sum_rows(rows, out)
     return cast(out.reshape(shape), x.dtype)
 
 
@@ -135,14 +171,10 @@ def norm(x: Array, dims: Dims, keepdim: bool) -> Array:
 def _rows(x: Array, dims: Dims) -> Array:
     """A contiguous matrix whose rows run over `dims`."""
     kept = [d for d in range(x.ndim) if d not in dims]
-    return np.ascontiguousarray(x.transpose(*kept, *dims)).reshape(-1, _size([x.shape[d] for d in dims]))
+    return np.ascontiguousarray(x.transpose(*kept, *dims)).reshape(-1, math.prod([x.shape[d] for d in dims]))
 
 
 def _reduced(shape: tuple[int, ...], dims: Dims, keepdim: bool) -> tuple[int, ...]:
     if keepdim:
         return tuple(1 if d in dims else n for d, n in enumerate(shape))
     return tuple(n for d, n in enumerate(shape) if d not in dims)
-
-
-def _size(extents: Any) -> int:
-    return int(np.prod(extents, dtype=np.int64))

@@ -10,9 +10,9 @@ import numpy as np
 
 from minigrad.kernels.cuda._numba import cuda
 from minigrad.kernels.cuda.array import Array, cast, empty, geometry, places
-from minigrad.kernels.cuda.elementwise import _wide
+from minigrad.kernels.cuda.elementwise import _wide, exp, mul, sub
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, kernel
-from minigrad.kernels.cuda.reduce import _only, _two_sum
+from minigrad.kernels.cuda.reduce import _only, _two_sum, sum
 
 
 @helper
@@ -105,6 +105,16 @@ def softmax(x: Array, dim: int) -> Array:
 
 def log_softmax(x: Array, dim: int) -> Array:
     return _same_shape(_log_softmax_rows, x, dim)
+
+
+def softmax_vjp(g: Array, y: Array, dim: int) -> Array:
+    """y (g − Σ g y) for y = softmax x."""
+    return mul(y, sub(g, sum(mul(g, y), (dim,), True)))
+
+
+def log_softmax_vjp(g: Array, y: Array, dim: int) -> Array:
+    """g − eʸ Σ g for y = log softmax x."""
+    return sub(g, mul(exp(y), sum(g, (dim,), True)))
 
 
 def _same_shape(kernel: Any, x: Array, dim: int) -> Array:

@@ -1,0 +1,143 @@
+"""exp, expm1 and log1p for float32 that vectorize: what the formulas of `scalar.py` find here under the name of `math`.
+
+The C library's take one number at a time. These have no branches, so that the compiler runs as many elements at once as
+a register holds. They are the textbook's: x = k log 2 + r with an integer k and |r| ≤ log 2 / 2, and eˣ = 2ᵏ eʳ with eʳ
+by its Taylor series (Cody and Waite, "Software Manual for the Elementary Functions", 1980); log(1 + f) by the series of
+2 artanh(f / (2 + f)). At most 1 ulp off for exp, 2 for the others; NaN, ±∞, overflow and subnormals as they should be.
+Float64 goes to the C library.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numba.core.types as numba_types
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic, overload
+
+from minigrad.kernels.cpu._jit import helper
+
+sqrt, erfc = math.sqrt, math.erfc
+
+_f32 = np.float32
+_ONE, _HALF, _TWO = _f32(1), _f32(0.5), _f32(2)
+_LOG2_E = _f32(1 / math.log(2))
+_LOG_2 = _f32(0.693359375)  # few digits: k times it is exact
+_LOG_2_REST = _f32(math.log(2) - 0.693359375)
+_MAGIC = _f32(1.5 * 2**23)  # added to a small number it rounds that to an integer, and has its bits in the last places
+_BIAS = _f32(127)
+_SERIES = tuple(_f32(1 / math.factorial(n)) for n in range(7, 1, -1))  # eʳ − 1 − r over r²; the rest is 5e-9 of eʳ
+_ARTANH = tuple(_f32(2 / n) for n in (9, 7, 5, 3))  # 2 artanh s − 2 s over s³; the rest is 2e-9 of artanh s
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fma(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once."""
+    return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _power(_: Any, magic: Any) -> Any:
+    """2ᵏ from _MAGIC + _BIAS + k: its last bits become the exponent."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(32)
+        bits = builder.shl(builder.bitcast(args[0], integer), ir.Constant(integer, 23))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return magic(magic), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _exponent(_: Any, x: Any) -> Any:
+    """The integer k, as a float, with x 2⁻ᵏ in [√½, √2), for a normal x > 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        integer = ir.IntType(32)
+        root = ir.Constant(integer, int(_f32(math.sqrt(0.5)).view(np.int32)))
+        k = builder.ashr(builder.sub(builder.bitcast(args[0], integer), root), ir.Constant(integer, 23))
+        return builder.sitofp(k, ir.FloatType())
+
+    return x(x), generate
+
+
+@helper
+def _reduced(x: Any) -> tuple[Any, Any, Any]:
+    """r, 2ʰ and 2ᵏ⁻ʰ for h near k / 2: either power is a normal number, which 2ᵏ alone need not be."""
+    x = _f32(89) if x > _f32(89) else x  # written so that NaN stays
+    x = _f32(-104) if x < _f32(-104) else x
+    half = _fma(x, _HALF * _LOG2_E, _MAGIC)
+    h = half - _MAGIC
+    rest = _fma(x, _LOG2_E, -h) + _MAGIC
+    k = h + (rest - _MAGIC)
+    r = _fma(k, -_LOG_2_REST, _fma(k, -_LOG_2, x))
+    return r, _power(half + _BIAS), _power(rest + _BIAS)
+
+
+@helper
+def _exp32(x: Any) -> Any:
+    r, p, q = _reduced(x)
+    s = _f32(0)
+    for c in _SERIES:
+        s = _fma(s, r, c)
+    return _fma(_fma(s, r, _ONE), r, _ONE) * p * q
+
+
+@helper
+def _expm1_32(x: Any) -> Any:
+    r, p, q = _reduced(x)
+    s = _f32(0)
+    for c in _SERIES:
+        s = _fma(s, r, c)
+    power = p * q
+    y = _fma(power, _fma(s * r, r, r), power - _ONE) if x < _f32(40) else _exp32(x)
+    return x if x == _f32(0) else y  # −0 stays −0
+
+
+@helper
+def _log1p_32(x: Any) -> Any:
+    """With 1 + x = 2ᵏ (1 + f), f = 2⁻ᵏ x + (2⁻ᵏ − 1) is rounded once, and not at all if k is 0."""
+    unit = _f32(2.0**-64) if x > _f32(2.0**64) else _ONE  # so that 2⁻ᵏ is a normal number
+    k = _exponent(unit + x * unit)
+    power = _power(_MAGIC + _BIAS - k)
+    f = _fma(x * unit, power, power * unit - _ONE)
+    k = k + (_f32(64) if x > _f32(2.0**64) else _f32(0))
+    s = f / (_TWO + f)
+    a = _f32(0)
+    for c in _ARTANH:
+        a = _fma(a, s * s, c)
+    square = _HALF * f * f  # log(1 + f) = f − (f²/2 − s (f²/2 + s² a)): f itself is exact
+    y = _fma(k, _LOG_2, f - (square - _fma(s, square + s * s * a, k * _LOG_2_REST)))
+    y = x if x == _f32(math.inf) or x == _f32(0) else y
+    return y if x > -_ONE or x != x else (_f32(-math.inf) if x == -_ONE else _f32(math.nan))
+
+
+def exp(x: Any) -> Any:
+    """eˣ, in compiled code."""
+
+
+def expm1(x: Any) -> Any:
+    """eˣ − 1, in compiled code."""
+
+
+def log1p(x: Any) -> Any:
+    """log(1 + x), in compiled code."""
+
+
+_CHOICES = (exp, _exp32, math.exp), (expm1, _expm1_32, math.expm1), (log1p, _log1p_32, math.log1p)
+for _function, _single, _double in _CHOICES:
+
+    @overload(_function, strict=False)  # type: ignore[untyped-decorator]  # the strict way compares annotations too
+    def _chosen(x: Any, single: Any = _single, double: Any = _double) -> Any:
+        return (lambda x: single(x)) if x == numba_types.float32 else lambda x: double(x)
+
+
+def lifted(formula: Callable[..., Any]) -> Any:
+    """A formula of `scalar.py` as a function for kernels to call, with this module for its `math`."""
+    names = {**formula.__globals__, "math": sys.modules[__name__]}
+    return helper(types.FunctionType(formula.__code__, names, formula.__name__))

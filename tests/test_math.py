@@ -1,0 +1,135 @@
+"""exp, expm1 and log1p of the CPU's kernels over the whole range of float32, and the softmax family built on them."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+from minigrad.kernels.cpu.elementwise import _lift
+
+INF, NAN = math.inf, math.nan
+f32 = np.float32
+
+
+def exp(x: Any) -> Any:
+    return math.exp(x)
+
+
+def expm1(x: Any) -> Any:
+    return math.expm1(x)
+
+
+def log1p(x: Any) -> Any:
+    return math.log1p(x)
+
+
+FUNCTIONS: dict[str, tuple[Callable[..., Any], float]] = {  # what a formula says, and the error allowed in ulp
+    "exp": (exp, 1.0),
+    "expm1": (expm1, 2.0),
+    "log1p": (log1p, 2.0),
+}
+SPECIAL = np.array([0.0, -0.0, INF, -INF, NAN, -NAN, -1, -2, 88.722, 88.723, 89, 1e30, -87.5, -103.9, -104, -200], f32)
+SPECIAL = np.concatenate([SPECIAL, f32([2.0**64, 2.0**65, 2.0**127, np.finfo(f32).max, 1e-45, -1e-45, 1e-39, -1e-39])])
+
+
+def everywhere() -> Any:
+    """Four million numbers of every exponent and either sign, and more of those where something happens."""
+    rng = np.random.default_rng(0)
+    bits = np.arange(0, 2**32, 1021, dtype=np.uint64).astype(np.uint32).view(f32)
+    return np.concatenate([bits, rng.uniform(-105, 90, 1 << 18).astype(f32), rng.uniform(-2, 2, 1 << 18).astype(f32)])
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_accuracy_over_the_whole_range(name: str) -> None:
+    formula, allowed = FUNCTIONS[name]
+    x = np.concatenate([everywhere(), SPECIAL])
+    found = _lift(formula, 1)(x)
+    with np.errstate(all="ignore"):
+        exact = getattr(np, name)(x.astype(np.float64))
+        rounded = exact.astype(f32)
+    finite = np.isfinite(rounded)
+    np.testing.assert_array_equal(found[~finite], rounded[~finite])
+    ulp = np.spacing(np.abs(rounded[finite])).astype(np.float64)
+    assert (np.abs(found[finite] - exact[finite]) / ulp).max() <= allowed
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_signs_of_zero_and_float64(name: str) -> None:
+    formula = FUNCTIONS[name][0]
+    zeros = f32([0.0, -0.0])
+    assert np.signbit(_lift(formula, 1)(zeros)).tolist() == np.signbit(getattr(np, name)(zeros)).tolist()
+    x = np.linspace(-0.9, 30, 1001)
+    np.testing.assert_allclose(_lift(formula, 1)(x), getattr(np, name)(x), rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_result_does_not_depend_on_its_place(name: str) -> None:
+    """In a register with others, or in the rest of the array, one at a time."""
+    f, x = _lift(FUNCTIONS[name][0], 1), np.linspace(-3, 40, 1000, dtype=f32)
+    whole = f(x)
+    for shift in (1, 7, 991, 999):
+        assert f(x[shift:]).tobytes() == whole[shift:].tobytes()
+
+
+@pytest.mark.parametrize("n", [1, 2, 31, 32, 127, 128, 129, 255, 256, 1000, 1025])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_softmax_against_float64(n: int, dtype: str) -> None:
+    """Of multiples of 1/64, whose differences are exact: all that is left is the error of the kernel."""
+    x = np.random.default_rng(n).integers(-640, 640, (5, n)) / 64
+    exact = x.astype(np.longdouble)
+    total = np.log(np.exp(exact - 10).sum(1, keepdims=True)) + 10
+    given = mg.tensor(x, dtype=getattr(mg, dtype))
+    for name, expected in (("softmax", np.exp(exact - total)), ("log_softmax", exact - total)):
+        error = np.abs(getattr(mg, name)(given, 1).numpy() - expected)
+        scale = np.maximum(np.abs(expected), 1 if name == "log_softmax" else 0)
+        allowed = 3 if (name, dtype) == ("softmax", "float32") else 32  # halves of eps; float64 sums are not exact
+        assert (error <= allowed * np.finfo(dtype).eps / 2 * scale).all()
+    error = np.abs(mg.logsumexp(given, 1).numpy() - total[:, 0])
+    assert (error <= 2 * np.finfo(dtype).eps * np.maximum(1, np.abs(total[:, 0]))).all()
+    np.testing.assert_array_equal(mg.softmax(given.T, 0).T.numpy(), mg.softmax(given, 1).numpy())
+
+
+@pytest.mark.parametrize("place", [0, 1, 127, 128, 200, 256, 299])
+def test_one_nan_spoils_its_row_alone(place: int) -> None:
+    for value in (0.0, INF):
+        x = np.random.default_rng(0).standard_normal((3, 300)).astype(f32)
+        x[1, 5], x[1, place] = value, NAN
+        for f in (mg.softmax, mg.log_softmax, mg.logsumexp):
+            spoilt = np.isnan(f(mg.tensor(x), 1).numpy()).reshape(3, -1)
+            assert spoilt.all(1).tolist() == spoilt.any(1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("n", [3, 128, 300])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_gradients_are_those_of_the_formulas(name: str, n: int) -> None:
+    x, g = np.random.default_rng(n).standard_normal((2, 4, n))
+    shares = np.exp(x) / np.exp(x).sum(1, keepdims=True)
+    total = (g * shares if name == "softmax" else g).sum(1, keepdims=True)
+    expected = shares * (g - total) if name == "softmax" else g - shares * total
+    for dtype, allowed in (("float64", 1e-14), ("float32", 2e-6)):
+        given, up = (mg.tensor(a, dtype=getattr(mg, dtype)) for a in (x, g))
+        given.requires_grad_()
+        (found,) = mg.grad(getattr(mg, name)(given, 1), given, up)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=allowed * np.abs(expected).max())
+
+
+def test_second_derivatives_of_the_softmax_family() -> None:
+    x = mg.tensor(np.random.default_rng(0).standard_normal((2, 5)), requires_grad=True)
+    weight = mg.tensor(np.random.default_rng(1).standard_normal((2, 5)))
+    for f in (mg.softmax, mg.log_softmax):
+        assert mg.gradgradcheck(lambda x, f=f: (f(x, 1) * weight).square().sum(), [x])
+
+
+def test_formulas_take_this_math_and_no_other() -> None:
+    """The names that a lifted formula may say, with the meaning they have in Python."""
+    ours = importlib.import_module("minigrad.kernels.cpu._math")
+    x = np.linspace(0.1, 2, 9)
+    for name in ("sqrt", "erfc", *FUNCTIONS):
+        assert hasattr(ours, name)
+    np.testing.assert_allclose(mg.gelu(mg.tensor(x)).numpy(), [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x])
