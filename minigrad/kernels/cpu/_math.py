@@ -17,7 +17,7 @@ from typing import Any
 
 import numba.core.types as numba_types
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.extending import intrinsic, overload
 
 from minigrad.kernels.cpu._jit import helper
