@@ -51,7 +51,7 @@ def _cumsum(k: Any, x: Any, *, dim: int) -> Any:
     return k.cumsum(x, dim)
 
 
-_sum.vjp(x=lambda g, x_shape, dims: expand(_restore(g, x_shape, dims), *x_shape))
+_sum.vjp(x=lambda g, x_shape, dims: _spread(g, x_shape, dims))
 _norm.vjp(x=lambda g, x, out, dims: _direction(x, _restore(out, x.shape, dims)) * _restore(g, x.shape, dims))
 _amax.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
 _amin.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
@@ -61,6 +61,12 @@ _cumsum.vjp(x=lambda g, dim: flip(_cumsum(flip(g, dim), dim=dim), dim))
 def _restore(g: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
     """With the reduced dimensions back, of extent 1."""
     return reshape(g, *[1 if d in dims else n for d, n in enumerate(shape)])
+
+
+def _spread(g: Tensor, shape: tuple[int, ...], dims: tuple[int, ...]) -> Tensor:
+    """g to every place that was summed; leading dimensions come back by broadcasting."""
+    leading = dims[-1] == len(dims) - 1
+    return expand(g if leading or g.ndim == len(shape) else _restore(g, shape, dims), *shape)
 
 
 def _direction(x: Tensor, norm: Tensor) -> Tensor:
