@@ -84,7 +84,7 @@ def test_nothing_is_lost_beside_nan_and_infinity() -> None:
 
 
 CONVOLVE = """
-import importlib, numpy as np
+import importlib, os, numpy as np
 from minigrad.kernels.cpu import _tile
 conv = importlib.import_module("minigrad.kernels.cpu.conv")
 rng = np.random.default_rng(0)
@@ -92,6 +92,7 @@ x, w, g = (rng.integers(-4, 5, size=s).astype(np.float32) for s in ((2, 20, 9, 8
 layout = (2, 1), (1, 0), (1, 1), 1
 made = conv.conv(x, w, None, *layout), conv.conv_input_grad(g, w, (9, 8), *layout)
 made += (conv.conv_weight_grad(g, x, (3, 2), *layout),)
+assert (type(_tile.tile).__name__ == "CPUDispatcher") == (os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1")
 print(*_tile.shape(32), *((a * (np.arange(a.size).reshape(a.shape) % 7)).sum() for a in made))
 """
 AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt"
