@@ -220,12 +220,34 @@ def test_blocks_change_nothing(case, near, monkeypatch):
         close(ours, theirs)
 
 
-def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch):
-    x, w, b, g, layout = data((65, 64), (3, 3), (1, 1), (1, 1), (1, 1), 1, 17, 70, batch=2)
-    x, w, b, g = (a.astype(np.float32) for a in (x, w, b, g))
+@settings(max_examples=40, deadline=None)
+@given(layouts(), st.integers(1, 40), st.integers(1, 40), st.integers(1, 9), st.sampled_from([np.float32, np.float64]))
+def test_any_remainder_of_vectors_tiles_and_squares(shapes, filters, channels, batch, dtype):
+    """More filters, channels and images than plain loops have patience for, against torch in float64."""
+    torch = pytest.importorskip("torch")
+    *space, groups, _, _ = shapes
+    *arrays, layout = data(*space, groups, filters * groups, channels * groups, batch=batch)
+    arrays = [a.astype(dtype) for a in arrays]
 
+    def exact(x, w, b, g):
+        x, w, b, g = (torch.tensor(a.astype(float), requires_grad=True) for a in (x, w, b, g))
+        y = getattr(torch.nn.functional, f"conv{x.ndim - 2}d")(x, w, b, *layout)
+        return [a.detach().numpy() for a in (y, *torch.autograd.grad((y * g).sum(), (x, w)))]
+
+    for ours, wanted, bound in zip(
+        all_three(*arrays, layout), exact(*arrays), exact(*map(np.abs, arrays)), strict=True
+    ):
+        assert ours.dtype == dtype and (np.abs(ours - wanted) <= 30 * np.finfo(dtype).eps * bound).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_threads_change_no_bit(threads, monkeypatch):
+    """Nor does the serial variant, which a forked child uses, however many parts the work is cut into."""
+    x, w, b, g, layout = data((33, 32), (3, 3), (1, 1), (1, 1), (1, 1), 1, 70, 17, batch=3)
+    x, w, b, g = (a.astype(np.float32) for a in (x, w, b, g))
     parallel = all_three(x, w, b, g, layout)
     monkeypatch.setattr(_jit, "_forked", True)
+    monkeypatch.setattr(kernels, "num_threads", lambda: threads)
     for ours, then in zip(all_three(x, w, b, g, layout), parallel, strict=True):
         assert (ours == then).all()
 

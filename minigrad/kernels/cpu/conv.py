@@ -252,9 +252,6 @@ def _correlate(
     height, width, side = rows.shape[1], panels.shape[2], planes.shape[1]
     each, together = len(panels) // groups, columns.size // right.size
     bands, tiles = (x.shape[1] + side - 1) // side, len(panels) * len(rows)
-    images[:] = 0
-    panels[:] = 0
-    products[:] = 0
     for first in range(0, count, together):
         here = min(together, count - first)
         for i in prange(here * (bands + len(panels))):
@@ -274,6 +271,8 @@ def _correlate(
                 for i in range(tiles * thread // threads, tiles * (thread + 1) // threads):
                     panel, t = i // len(rows), i % len(rows)
                     left = images[panel // each * channels :]
+                    if first == k == 0:
+                        products[panel, t * height : (t + 1) * height] = 0
                     if 2 * (filters - panel % each * width) > width:
                         _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
                     else:
@@ -353,6 +352,8 @@ def conv_weight_grad(
         g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
         planes = _planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
         with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
+            laid.fill(0)  # the padding, and filters that are not there
+            filled.fill(0)
             _correlate(g, x, out, laid, filled, products, *tables, planes, groups, num_threads())
     return out.reshape(filters, channels, *kernel_shape).astype(dtype, copy=False)
 

@@ -1,0 +1,165 @@
+"""The micro-kernel of the convolutions against float64 sums, on this processor's vectors and on others'."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from numba import njit
+
+import minigrad
+from minigrad.kernels.cpu import _scratch, _tile
+
+
+@njit
+def tile(*arguments: Any) -> None:
+    _tile.tile(*arguments)
+
+
+@njit
+def narrow_tile(*arguments: Any) -> None:
+    _tile.narrow_tile(*arguments)
+
+
+@njit
+def turn(*arguments: Any) -> None:
+    _tile.turn(*arguments)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+@DTYPES
+@settings(max_examples=30, deadline=None)
+@given(depth=st.integers(0, 70), narrow=st.booleans(), seed=st.integers(0, 99))
+def test_a_tile(dtype: type, depth: int, narrow: bool, seed: int) -> None:
+    """Any depth, rows in any place, arrays that begin anywhere; a narrow tile leaves the second vector as it is."""
+    rng = np.random.default_rng(seed)
+    height, width = _tile.shape(8 * dtype().itemsize)
+    a = rng.standard_normal(500).astype(dtype)[rng.integers(16) :]
+    b, before = rng.standard_normal((depth, width)).astype(dtype), rng.standard_normal((height + 1, width))
+    rows, columns, out = rng.integers(200, size=height), rng.integers(200, size=depth), before.astype(dtype)
+    (narrow_tile if narrow else tile)(out[1:], a, rows, columns, b)
+    left = a.astype(np.float64)[rows[:, None] + columns]
+    expected, bound = before.astype(dtype).astype(np.float64), np.abs(before)
+    used = width // 2 if narrow else width
+    expected[1:, :used] += (left @ b)[:, :used]
+    bound[1:] += np.abs(left) @ np.abs(b)
+    assert (np.abs(out - expected) <= 70 * np.finfo(dtype).eps * bound).all()
+    assert (out[0] == expected[0]).all() and (out[:, used:] == expected[:, used:]).all()
+
+
+@DTYPES
+def test_the_plain_loops_are_the_definition(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    height, width = _tile.shape(8 * dtype().itemsize)
+    side = width // 2
+    numbers = rng.integers(-4, 5, size=600).astype(dtype)  # sums of whole numbers are exact in any order
+    rows, columns, b = rng.integers(200, size=height), rng.integers(200, size=9), numbers[: 9 * width].reshape(9, width)
+    ours, plain = np.ones((2, height, width), dtype)
+    tile(ours, numbers, rows, columns, b)
+    _tile.plain_tile(plain, numbers, rows, columns, b)
+    assert (ours == plain).all() and np.ptp(plain) > 0
+    ours, plain = np.zeros((2, 17 * side), dtype)
+    places, starts = rng.permutation(16)[:side] * side + 3, rng.integers(200, size=side)
+    turn(ours, places, numbers, starts, side)
+    _tile.plain_turn(plain, places, numbers, starts, side)
+    assert (ours == plain).all() and np.ptp(plain) > 0
+
+
+def test_nothing_is_lost_beside_nan_and_infinity() -> None:
+    height, width = _tile.shape(32)
+    a, b, out = np.ones(height, np.float32), np.ones((1, width), np.float32), np.zeros((height, width), np.float32)
+    a[1], b[0, 3] = np.nan, np.inf
+    tile(out, a, np.arange(height), np.zeros(1, np.int64), b)
+    assert np.isnan(out[1]).all() and np.isinf(np.delete(out, 1, 0)[:, 3]).all()
+    assert (np.delete(np.delete(out, 1, 0), 3, 1) == 1).all()
+
+
+CONVOLVE = """
+import importlib, os, numpy as np
+from minigrad.kernels.cpu import _tile
+conv = importlib.import_module("minigrad.kernels.cpu.conv")
+rng = np.random.default_rng(0)
+x, w, g = (rng.integers(-4, 5, size=s).astype(np.float32) for s in ((2, 20, 9, 8), (37, 20, 3, 2), (2, 37, 5, 7)))
+layout = (2, 1), (1, 0), (1, 1), 1
+made = conv.conv(x, w, None, *layout), conv.conv_input_grad(g, w, (9, 8), *layout)
+made += (conv.conv_weight_grad(g, x, (3, 2), *layout),)
+assert (type(_tile.tile).__name__ == "CPUDispatcher") == (os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1")
+print(*_tile.shape(32), *((a * (np.arange(a.size).reshape(a.shape) % 7)).sum() for a in made))
+"""
+AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bmi2,+lzcnt"
+INTEL = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names processors by Intel and AMD")
+
+
+def convolved(**environment: str) -> tuple[tuple[int, int], list[float]]:
+    """The shape of a tile in a process with that environment, and numbers that any tile makes the same."""
+    root = os.path.dirname(os.path.dirname(minigrad.__file__))
+    env = {**os.environ, "PYTHONPATH": root, "NUMBA_NUM_THREADS": "2", **environment}
+    done = subprocess.run([sys.executable, "-c", CONVOLVE], env=env, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    height, width, *sums = map(float, done.stdout.split())
+    return (int(height), int(width)), sums
+
+
+@pytest.fixture(scope="module")
+def plain() -> list[float]:
+    return convolved(MINIGRAD_PLAIN_KERNELS="1")[1]
+
+
+def test_this_processor(plain: list[float]) -> None:
+    assert convolved() == (_tile.shape(32), plain)
+
+
+@INTEL
+@pytest.mark.parametrize(
+    ("name", "features", "shape"), [("haswell", AVX2, (6, 16)), ("x86-64", "+sse,+sse2", (6, 8))]
+)
+def test_other_processors(name: str, features: str, shape: tuple[int, int], plain: list[float]) -> None:
+    """Older ones, whose instructions this one has too."""
+    assert convolved(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features) == (shape, plain)
+
+
+def test_scratch_memory_is_aligned_apart_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scratch, "_buffers", [])
+    with _scratch.Scratch(np.float32, (3, 5), (7,), (0, 2)) as arrays:
+        assert [a.shape for a in arrays] == [(3, 5), (7,), (0, 2)]
+        assert all(a.dtype == np.float32 and a.ctypes.data % 64 == 0 for a in arrays[:2])
+        arrays[0][:], arrays[1][:] = 1, 2
+        with _scratch.Scratch(np.float64, (30,)) as (other,):
+            other[:] = 3
+        assert (arrays[0] == 1).all() and (arrays[1] == 2).all()
+    kept = {buffer.ctypes.data for buffer in _scratch._buffers}
+    with _scratch.Scratch(np.float32, (4,)), _scratch.Scratch(np.float32, (4,)):
+        assert len(kept) == 2 and not _scratch._buffers
+    assert {buffer.ctypes.data for buffer in _scratch._buffers} == kept
+
+
+def test_scratch_memory_is_bounded_and_no_two_threads_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_scratch, "_buffers", [])
+    monkeypatch.setattr(_scratch, "_LARGEST", 2**12)
+    with _scratch.Scratch(np.float32, (2**12,)):
+        pass
+    assert not _scratch._buffers, "too large to keep"
+    wrong, meet = [], threading.Barrier(8)
+
+    def use(number: int) -> None:
+        meet.wait()
+        for size in range(200):
+            with _scratch.Scratch(np.float32, (size,)) as (x,):
+                x[:] = number
+                wrong.extend(x[x != number])
+
+    threads = [threading.Thread(target=use, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong and len(_scratch._buffers) <= 2
