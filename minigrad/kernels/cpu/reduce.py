@@ -102,10 +102,11 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     if stop < x.ndim and work.flags.c_contiguous:
         cube = work.reshape(math.prod(x.shape[:start]), math.prod(x.shape[start:stop]), math.prod(x.shape[stop:]))
         rest = tuple(d - (stop - start) for d in dims[first:])
-        out = np.empty((cube.shape[0], cube.shape[2]), np.float64 if rest else work.dtype)
-        _sum_columns(cube, out)
+        out = np.empty(x.shape[:start] + x.shape[stop:], np.float64) if rest else np.empty(shape, work.dtype)
+        _sum_columns(cube, out.reshape(cube.shape[0], cube.shape[2]))
         if rest:
-            out = sum(out.reshape(x.shape[:start] + x.shape[stop:]), rest, False)
+            out = sum(out, rest, False)
+            out = out.reshape(shape) if keepdim else out  # and not a view, if it need not be one
     else:
         rows = _rows(work, dims)
         if rows.shape[0] == 1 and rows.shape[1] >= _PARALLEL_FROM:  # two levels, so that all cores have work
@@ -115,9 +116,9 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
             with np.errstate(all="ignore"):
                 parts[-1] = tail.sum(dtype=np.float64)
             rows = parts.reshape(1, -1)
-        out = np.empty(rows.shape[0], work.dtype)
-        _sum_rows(rows, out)
-    return cast(out.reshape(shape), x.dtype)
+        out = np.empty(shape, work.dtype)
+        _sum_rows(rows, out.reshape(-1))
+    return cast(out, x.dtype)
 
 
 def _split(row: Array) -> tuple[Array, Array]:
