@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import helper, jit
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15
 _COLUMNS = 256  # worked together, at least
@@ -141,18 +141,18 @@ def _along(g: Array, x: Array, pixels: int, mean: Array, out: Array) -> None:
 def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(x − mean) / √(var + eps) · weight + bias for x (N, C, …), and mean and var (C,) in float64."""
     lines, channels = _lines(x), x.shape[1]
-    mean, var, out = np.empty(channels), np.empty(channels), np.empty_like(lines)
-    _normalize(lines, _pixels(x), _wide(weight, 1, channels), _wide(bias, 0, channels), eps, mean, var, out)
-    return _like(x, out), mean, var
+    mean, var, out = np.empty(channels), np.empty(channels), np.empty(x.shape, lines.dtype)
+    _normalize(lines, _pixels(x), _wide(weight, 1, channels), _wide(bias, 0, channels), eps, mean, var, _lines(out))
+    return cast(out, x.dtype), mean, var
 
 
 @np.errstate(all="ignore")
 def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float) -> Array:
     """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel."""
     lines, rstd = _lines(x), _rstd(var, eps)
-    out = np.empty_like(lines)
-    _project(_lines(g), lines, _pixels(x), mean, rstd, _wide(weight, 1, x.shape[1]), out)
-    return _like(x, out)
+    out = np.empty(x.shape, lines.dtype)
+    _project(_lines(g), lines, _pixels(x), mean, rstd, _wide(weight, 1, x.shape[1]), _lines(out))
+    return cast(out, x.dtype)
 
 
 @np.errstate(all="ignore")
@@ -171,10 +171,6 @@ def _lines(x: Array) -> Array:
     """(N, C, …) as (N, C · pixels), in float32 at least."""
     dtype = np.float32 if x.dtype == np.float16 else x.dtype
     return np.ascontiguousarray(x, dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
-
-
-def _like(x: Array, lines: Array) -> Array:
-    return lines.reshape(x.shape).astype(x.dtype, copy=False)
 
 
 def _rstd(var: Array, eps: float) -> Array:

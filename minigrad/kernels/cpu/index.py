@@ -40,10 +40,11 @@ def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
     """Zeros of `extent` along `dim`, plus each slice of g at its index: the adjoint of `index_select`."""
     moved = np.moveaxis(g, dim, 0)
     rows = np.ascontiguousarray(moved).reshape(moved.shape[0], math.prod(moved.shape[1:]))
-    wide = np.zeros((extent, rows.shape[1]), np.float32 if g.dtype == np.float16 else g.dtype)
-    _add_rows(wide, np.ascontiguousarray(index), rows.astype(wide.dtype, copy=False))
-    out = cast(wide, g.dtype).reshape(extent, *moved.shape[1:])
-    return np.ascontiguousarray(np.moveaxis(out, 0, dim))
+    wide = np.zeros((extent, *moved.shape[1:]), np.float32 if g.dtype == np.float16 else g.dtype)
+    lines = wide.reshape(extent, rows.shape[1])
+    _add_rows(lines, np.ascontiguousarray(index), rows.astype(wide.dtype, copy=False))
+    out = cast(wide, g.dtype)
+    return np.ascontiguousarray(np.moveaxis(out, 0, dim)) if dim else out
 
 
 def gather(x: Array, dim: int, index: Array) -> Array:

@@ -95,9 +95,9 @@ def pool_scatter(g: Any, indices: Any, input_shape: Extents, windows: tuple[Exte
     `windows` (kernel, stride, padding) say which g may belong to a pixel, for devices where each pixel looks for them.
     """
     planes = _planes(g)
-    out = np.zeros((len(planes), math.prod(input_shape)), planes.dtype)
-    _scatter(out, planes, np.ascontiguousarray(indices).reshape(planes.shape))
-    return out.reshape(*g.shape[:2], *input_shape).astype(g.dtype, copy=False)
+    out = np.zeros((*g.shape[:2], *input_shape), planes.dtype)
+    _scatter(_planes(out), planes, np.ascontiguousarray(indices).reshape(planes.shape))
+    return out.astype(g.dtype, copy=False)
 
 
 def avg_pool(x: Any, kernel: Extents, stride: Extents, padding: Extents, count_include_pad: bool) -> Any:
@@ -140,14 +140,14 @@ def _divisors(windows: Any, count_include_pad: bool) -> Any:
 @np.errstate(all="ignore")
 def _pooled(x: Any, windows: Any, divisors: Any, output: Extents) -> Any:
     planes = _planes(x)
-    out = np.empty((len(planes), len(windows)), planes.dtype)
-    _collect(planes, windows, divisors, out)
-    return out.reshape(*x.shape[:2], *output).astype(x.dtype, copy=False)
+    out = np.empty((*x.shape[:2], *output), planes.dtype)
+    _collect(planes, windows, divisors, _planes(out))
+    return out.astype(x.dtype, copy=False)
 
 
 @np.errstate(all="ignore")
 def _unpooled(g: Any, windows: Any, divisors: Any, space: Extents) -> Any:
     planes = _planes(g)
-    out = np.zeros((len(planes), math.prod(space)), planes.dtype)
-    _spread(out, windows, divisors, planes)
-    return out.reshape(*g.shape[:2], *space).astype(g.dtype, copy=False)
+    out = np.zeros((*g.shape[:2], *space), planes.dtype)
+    _spread(_planes(out), windows, divisors, planes)
+    return out.astype(g.dtype, copy=False)

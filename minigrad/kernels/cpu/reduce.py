@@ -101,13 +101,12 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     start, stop = dims[0], dims[first - 1] + 1  # the first run of adjacent dims
     if stop < x.ndim and work.flags.c_contiguous:
         cube = work.reshape(math.prod(x.shape[:start]), math.prod(x.shape[start:stop]), math.prod(x.shape[stop:]))
-        if rest := tuple(d - (stop - start) for d in dims[first:]):
-            parts = np.empty((cube.shape[0], cube.shape[2]))
-            _sum_columns(cube, parts)
-            total = sum(parts.reshape(x.shape[:start] + x.shape[stop:]), rest, False)
-            return cast(total.reshape(shape), x.dtype)
-        out = np.empty(shape, work.dtype)
+        rest = tuple(d - (stop - start) for d in dims[first:])
+        out = np.empty(x.shape[:start] + x.shape[stop:], np.float64) if rest else np.empty(shape, work.dtype)
         _sum_columns(cube, out.reshape(cube.shape[0], cube.shape[2]))
+        if rest:
+            out = sum(out, rest, False)
+            out = out.reshape(shape) if keepdim else out  # and not a view, if it need not be one
     else:
         rows = _rows(work, dims)
         if rows.shape[0] == 1 and rows.shape[1] >= _PARALLEL_FROM:  # two levels, so that all cores have work

@@ -173,9 +173,8 @@ def log_softmax_vjp(g: Array, y: Array, dim: int) -> Array:
 
 
 def _same_shape(kernel: Kernel, dim: int, *xs: Array) -> Array:
-    rows = [_by_rows(x, dim) for x in xs]
-    out = np.empty_like(rows[0])
-    kernel(*rows, out)
-    shape = xs[0].shape
-    moved = cast(out, xs[0].dtype).reshape(*shape[:dim], *shape[dim + 1 :], shape[dim])
-    return np.ascontiguousarray(np.moveaxis(moved, -1, dim))
+    rows, shape = [_by_rows(x, dim) for x in xs], xs[0].shape
+    out = np.empty((*shape[:dim], *shape[dim + 1 :], shape[dim]), rows[0].dtype)
+    kernel(*rows, out.reshape(rows[0].shape))
+    out = cast(out, xs[0].dtype)
+    return out if dim == len(shape) - 1 else np.ascontiguousarray(np.moveaxis(out, -1, dim))
