@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import minigrad as mg
-from minigrad.kernels.cpu import _jit
+from minigrad.kernels.cpu import _conv_tables, _jit
 from minigrad.ops import conv as ops
 
 kernels = importlib.import_module("minigrad.kernels.cpu.conv")  # the package has a function of that name
@@ -21,6 +21,7 @@ CASES = {  # space, kernel, stride, padding, dilation, groups, filters, channels
     "2d, depthwise": ((4, 4), (3, 3), (1, 1), (1, 1), (1, 1), 3, 3, 3),
     "2d, a filter as large as the image": ((3, 2), (3, 2), (1, 1), (0, 0), (1, 1), 1, 2, 2),
     "2d, strides that leave a rest": ((6, 8), (2, 2), (3, 4), (0, 0), (1, 1), 1, 1, 2),
+    "2d, more filters than a channel has taps": ((4, 3), (2, 2), (2, 1), (1, 0), (1, 2), 1, 17, 2),
     "2d, more channels than two vectors hold": ((3, 3), (2, 2), (1, 1), (0, 0), (1, 1), 1, 2, 70),
     "3d": ((3, 4, 3), (2, 3, 2), (1, 2, 1), (1, 1, 0), (1, 1, 2), 1, 2, 2),
 }
@@ -210,11 +211,11 @@ def test_adjoints_are_public_and_adjoint():
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_blocks_change_nothing(case, near, monkeypatch):
     """One image at a time, several and all; products in many steps and in one."""
-    monkeypatch.setattr(kernels, "_NEAR", near)
-    monkeypatch.setattr(kernels, "_SHARED", near)
-    monkeypatch.setattr(kernels, "_DEPTH", 5 if near else 1024)
-    for tables in (kernels._forward, kernels._backward, kernels._across):
-        monkeypatch.setattr(kernels, tables.__name__, tables.__wrapped__)  # made before and kept
+    for name, value in {"_NEAR": near, "_SHARED": near, "_DEPTH": 5 if near else 1024}.items():
+        monkeypatch.setattr(_conv_tables, name, value)
+    for tables in (_conv_tables.forward, _conv_tables.backward, _conv_tables.across):
+        monkeypatch.setattr(_conv_tables, tables.__name__, tables.__wrapped__)  # none that was made before
+    monkeypatch.setattr(kernels, "_WAITING", near)
     x, w, _, g, layout = data(*case, batch=5)
     for ours, theirs in zip(all_three(x, w, None, g, layout), loops(x, w, g, *layout), strict=True):
         close(ours, theirs)
@@ -243,13 +244,15 @@ def test_any_remainder_of_vectors_tiles_and_squares(shapes, filters, channels, b
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_threads_change_no_bit(threads, monkeypatch):
     """Nor does the serial variant, which a forked child uses, however many parts the work is cut into."""
-    x, w, b, g, layout = data((33, 32), (3, 3), (1, 1), (1, 1), (1, 1), 1, 70, 17, batch=3)
-    x, w, b, g = (a.astype(np.float32) for a in (x, w, b, g))
-    parallel = all_three(x, w, b, g, layout)
-    monkeypatch.setattr(_jit, "_forked", True)
-    monkeypatch.setattr(kernels, "num_threads", lambda: threads)
-    for ours, then in zip(all_three(x, w, b, g, layout), parallel, strict=True):
-        assert (ours == then).all()
+    for channels in (17, 3):
+        x, w, b, g, layout = data((33, 32), (3, 3), (1, 1), (1, 1), (1, 1), 1, 70, channels, batch=3)
+        x, w, b, g = (a.astype(np.float32) for a in (x, w, b, g))
+        parallel = all_three(x, w, b, g, layout)
+        with monkeypatch.context() as patched:
+            patched.setattr(_jit, "_forked", True)
+            patched.setattr(kernels, "num_threads", lambda: threads)
+            for ours, then in zip(all_three(x, w, b, g, layout), parallel, strict=True):
+                assert (ours == then).all()
 
 
 @pytest.mark.parametrize(("dtype", "epsilon"), [(np.float32, 1e-6), (np.float16, 1e-3)])

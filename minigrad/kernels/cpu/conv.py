@@ -6,158 +6,31 @@ columns, which overlap, are never written out. The right matrix lies in panels a
 
 - Convolution: rows are output pixels, columns are (tap, channel); on the right stand the filters.
 - Input gradient: the same for each phase, the input pixels of equal index modulo the stride, with the image of the
-  output gradient and those taps that reach the phase.
+  output gradient and those taps that reach the phase. Where channels are few, a tile would be mostly empty: then rows
+  are output pixels, columns are filters, (channel, tap) stand on the right, and the taps are added up after that.
 - Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
 
-What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_Tables`).
+What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_conv_tables`).
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _scratch, _tile
+from minigrad.kernels.cpu import _conv_tables, _scratch, _tile
 from minigrad.kernels.cpu._jit import helper, jit, num_threads
 
 Extents = tuple[int, ...]
 
-#: Bytes of images and sums that a thread works on at a time: they stay in its own cache, beside a panel of filters.
-_NEAR = 160 * 2**10
-#: The same where all threads share the images.
-_SHARED = 640 * 2**10
-#: Columns multiplied at a time, for the same reason; sums of blocks are also more accurate.
-_DEPTH = 1024
+#: Numbers of a product that waits to be added up: what is made by one kernel and used up by the next.
+_WAITING = 2**21
 #: Numbers in the output, for the weight gradient in the upstream one, from which a second thread pays.
 _PARALLEL_FROM = 2**14
-
-
-class _Tables(NamedTuple):
-    """Where products of matrices find and leave their numbers, for as many images as are laid out at a time."""
-
-    image: int  # numbers in a padded image, channels last
-    inside: Any  # of each pixel, its offset in the padded image
-    rows: Any  # of each row, its offset in the images: (tiles, rows of a tile)
-    columns: Any  # of each column, its offset from there
-    parts: Any  # of the products, in turn: (first tile, behind the last one, first column, behind the last one)
-    place: Any  # of each pixel of each image, where its row of the product begins
-    right: Any  # of each number of a filter or pixel of an output, where its row of the right matrix begins
-
-
-def _all_sums(terms: Iterable[Any]) -> Any:
-    """The sums of one element of each of some vectors, in the order of memory."""
-    return functools.reduce(lambda sums, term: (sums[:, None] + term).ravel(), terms, np.zeros(1, np.int64))
-
-
-def _pitches(extents: Iterable[int], channels: int = 1) -> list[int]:
-    """Along each axis, from one pixel to the next: how many numbers."""
-    return [math.prod(rest) * channels for rest in _tails(tuple(extents))]
-
-
-def _tails(extents: Extents) -> list[Extents]:
-    return [extents[axis + 1 :] for axis in range(len(extents))]
-
-
-def _tables(count: int, image: int, inside: Any, products: Any, channels: int, bits: int) -> _Tables:
-    """Tables for products given as (pixels, their offsets, taps, their offsets), each pixel and tap in one of them."""
-    height, width = _tile.shape(bits)
-    pixels = sum(len(where) for where, *_ in products)
-    images = max(1, min(count, _NEAR * 8 // bits // (image + pixels * width)))
-    images = math.ceil(count / math.ceil(count / images))
-    rows, columns, parts, filters = [], [], [], np.empty(sum(len(taps) for *_, taps, _ in products), np.int64)
-    place, tiles, depth = np.empty((images, pixels), np.int64), 0, 0
-    for where, starts, taps, steps in products:
-        found = _all_sums([np.arange(images) * image, starts])
-        place[:, where] = (tiles * height + np.arange(found.size).reshape(images, -1)) * width
-        rows.append(_whole_tiles(found, height))
-        columns.append(_all_sums([steps, np.arange(channels)]))
-        filters[taps] = (depth + np.arange(len(taps)) * channels) * width
-        bottom, end = tiles + len(rows[-1]), depth + columns[-1].size
-        parts += [(tiles, bottom, k, min(k + _DEPTH, end)) for k in range(depth, end, _DEPTH)]
-        tiles, depth = bottom, end
-    every = np.array(parts, np.int64).reshape(-1, 4)
-    return _Tables(image, inside, np.concatenate(rows), np.concatenate(columns), every, place, filters)
-
-
-def _whole_tiles(rows: Any, height: int) -> Any:
-    """(tiles, height): the last tile goes on with its last row, whose sums nobody looks at."""
-    return rows[np.minimum(np.arange(rows.size + -rows.size % height), rows.size - 1)].reshape(-1, height)
-
-
-def _windows(
-    channels: int, space: Extents, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents
-) -> tuple[int, Any, Any, Any]:
-    """Numbers in the padded image; in it the offsets of the pixels, of the windows, and of the taps in a window."""
-    padded = tuple(s + 2 * p for s, p in zip(space, padding, strict=True))
-    pitches = _pitches(padded, channels)
-    every = list(zip(space, padded, kernel, stride, padding, dilation, pitches, strict=True))
-    return (
-        math.prod(padded) * channels,
-        _all_sums((p + np.arange(s)) * pitch for s, _, _, _, p, _, pitch in every),
-        _all_sums(np.arange(0, size - d * (k - 1), t) * pitch for _, size, k, t, _, d, pitch in every),
-        _all_sums(np.arange(k) * d * pitch for _, _, k, _, _, d, pitch in every),
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def _forward(count: int, channels: int, groups: int, bits: int, *layout: Extents) -> _Tables:
-    """Of the convolution."""
-    image, inside, windows, taps = _windows(channels, *layout)
-    product = np.arange(windows.size), windows, np.arange(taps.size), taps
-    tables = _tables(count, image, inside, [product], channels // groups, bits)
-    each_channel = np.arange(channels // groups)[:, None] * _tile.shape(bits)[1]
-    return tables._replace(right=(tables.right + each_channel).ravel())
-
-
-@functools.lru_cache(maxsize=64)
-def _backward(count: int, filters: int, groups: int, bits: int, *layout: Extents) -> _Tables:
-    """Of the input gradient.
-
-    Along an axis, output o reaches by tap t the input i for which i + p = s·o + d·t. The taps of phase (i + p) mod s
-    are those of the same d·t mod s, and o = ⌊(i + p)/s⌋ − ⌊d·t/s⌋. There are zeros around the output where o leaves it.
-    """
-    axes, before, extents, insides = [], [], [], []
-    for size, k, s, p, d in zip(*layout, strict=True):
-        at, step = np.arange(size) + p, np.arange(k) * d
-        output, reach = (size + 2 * p - step[-1] - 1) // s + 1, step[-1] // s
-        before.append(max(0, reach - p // s))
-        insides.append(before[-1] + np.arange(output))
-        extents.append(max(before[-1] + output, before[-1] + at[-1] // s + 1))
-        axes.append([
-            (i, at[i] // s + before[-1] - reach, t, reach - step[t] // s)
-            for i, t in ((np.flatnonzero(at % s == r), np.flatnonzero(step % s == r)) for r in range(s))
-        ])  # fmt: skip
-    pitches = [_pitches(e, c) for e, c in ((layout[0], 1), (extents, filters), (layout[1], 1), (extents, filters))]
-    phases = itertools.product(*axes)
-    products = [
-        tuple(
-            _all_sums(a * pitch for a, pitch in zip(along, steps, strict=True))
-            for along, steps in zip(zip(*phase, strict=True), pitches, strict=True)
-        )
-        for phase in phases
-    ]
-    inside = _all_sums(a * pitch for a, pitch in zip(insides, pitches[1], strict=True))
-    return _tables(count, math.prod(extents) * filters, inside, products, filters // groups, bits)
-
-
-@functools.lru_cache(maxsize=64)
-def _across(count: int, channels: int, groups: int, bits: int, *layout: Extents) -> _Tables:
-    """Of the weight gradient. The rows are sorted by tap: those of a tile lie next to each other."""
-    height, width = _tile.shape(bits)
-    image, inside, windows, taps = _windows(channels, *layout)
-    images = max(1, min(count, _SHARED * 8 // bits // image))
-    rows = _all_sums([taps, np.arange(channels // groups)])
-    place = np.arange(rows.size).reshape(taps.size, -1).T.ravel() * width
-    columns = _all_sums([np.arange(images) * image, windows])
-    rows = _whole_tiles(rows, height)
-    parts = np.array([(0, len(rows), k, min(k + _DEPTH, columns.size)) for k in range(0, columns.size, _DEPTH)])
-    return _Tables(image, inside, rows, columns, parts, place[None], np.arange(windows.size) * width)
 
 
 @helper
@@ -283,12 +156,32 @@ def _correlate(
         _channels_first(products[i].reshape(-1), place[0], some, planes[2])
 
 
+@jit(_PARALLEL_FROM)
+def _fold(out: Any, product: Any, planes: Any, inside: Any, windows: Any, taps: Any) -> None:
+    """out[n, c] = Σ_t product[n, (c, t)], shifted by tap t. Each thread has a padded plane of its own."""
+    size = len(product) * out.shape[1]
+    for thread in prange(len(planes)):
+        plane = planes[thread]
+        for i in range(size * thread // len(planes), size * (thread + 1) // len(planes)):
+            n, c = i // out.shape[1], i % out.shape[1]
+            plane[:] = 0
+            for t in range(taps.size):
+                shifted, values = plane[taps[t] :], product[n, c * taps.size + t]
+                for p in range(windows.size):
+                    shifted[windows[p]] += values[p]
+            for s in range(inside.size):
+                out[n, c, s] = plane[inside[s]]
+
+
 @np.errstate(all="ignore")
 def conv(x: Any, w: Any, b: Any, stride: Extents, padding: Extents, dilation: Extents, groups: int) -> Any:
     """out[n, k] = b[k] + Σ_c x[n, c] ⋆ w[k, c]: x (N, C, *S), w (K, C/groups, *k), b (K,) or None → (N, K, *O)."""
+    dtype, x, w = x.dtype, _ready(x), _ready(w)
     layout = x.shape[2:], w.shape[2:], stride, padding, dilation
-    output = tuple((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(*layout, strict=True))
-    return _product(_forward, x, w, b, w.shape[0], output, layout, groups, transposed=False)
+    output = ((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(*layout, strict=True))
+    out = np.empty((len(x), len(w), *output), x.dtype)
+    _product(out, x, w.reshape(groups, 1, len(w) // groups, -1), b, _conv_tables.forward, layout)
+    return out.astype(dtype, copy=False)
 
 
 @np.errstate(all="ignore")
@@ -296,38 +189,52 @@ def conv_input_grad(
     g: Any, w: Any, input_shape: Extents, stride: Extents, padding: Extents, dilation: Extents, groups: int
 ) -> Any:
     """The adjoint of `conv` in x: g (N, K, *O), w (K, C/groups, *k) → (N, C, *input_shape)."""
-    layout = tuple(input_shape), w.shape[2:], stride, padding, dilation
-    return _product(_backward, g, w, None, w.shape[1] * groups, input_shape, layout, groups, transposed=True)
+    dtype, g, w = g.dtype, _ready(g), _ready(w)
+    filters, channels, taps = len(w) // groups, w.shape[1], math.prod(w.shape[2:])
+    layout = input_shape, w.shape[2:], stride, padding, dilation
+    out = np.empty((len(g), channels * groups, *input_shape), g.dtype)
+    if groups == 1 and channels * taps <= _tile.shape(8 * g.itemsize)[1] and 8 * channels <= filters:
+        _few_channels(out, g, w, layout)
+    else:
+        _product(out, g, w.reshape(groups, filters, channels, taps), None, _conv_tables.backward, layout)
+    return out.astype(dtype, copy=False)
 
 
-def _product(
-    tables: Any, x: Any, w: Any, b: Any, filters: int, space: Extents, layout: Any, groups: int, transposed: bool
-) -> Any:
-    """One of the two that multiply by filters, which are those of w or, transposed, its channels."""
-    dtype, x, w = x.dtype, _ready(x), _ready(w)
-    out = np.empty((len(x), filters, math.prod(space)), x.dtype)
+def _few_channels(out: Any, g: Any, w: Any, layout: Any) -> None:
+    """The input gradient by a product with all taps at once."""
+    image, inside, windows, taps = _conv_tables.windows(1, *layout)
+    g, w = g.reshape(*g.shape[:2], -1), np.ascontiguousarray(w.reshape(1, 1, len(w), -1).swapaxes(2, 3))
+    images = max(num_threads(), _WAITING // (w.shape[2] * g.shape[2]))
+    shapes = (min(images, len(g)), w.shape[2], g.shape[2]), (num_threads(), image)
+    with _scratch.Scratch(g.dtype, *shapes) as (product, planes):
+        for n in range(0, len(g), images):
+            part = product[: len(g) - n]
+            single = (1,), (1,), (0,), (1,)
+            _product(part, g[n : n + images], w, None, _conv_tables.forward, (g.shape[2:], *single))
+            _fold(out[n : n + images].reshape(*part.shape[:1], out.shape[1], -1), part, planes, inside, windows, taps)
+
+
+def _product(out: Any, x: Any, w: Any, b: Any, make_tables: Any, layout: Any) -> None:
+    """out[n] = b + the product of x[n] and the filters w, as `_panels` takes them."""
     if out.size:
-        bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
-        tables = tables(len(x), x.shape[1], groups, bits, *layout)
-        inner, outer, taps = x.shape[1] // groups, filters // groups, math.prod(w.shape[2:])
-        panels = groups * math.ceil(outer / width)
-        w = w.reshape(groups, *((inner, outer, taps) if transposed else (1, outer, inner * taps)))
+        groups, filters, width = len(w), w.shape[2], _tile.shape(8 * x.itemsize)[1]
+        tables = make_tables(len(x), x.shape[1], groups, 8 * x.itemsize, *layout)
+        panels = groups * math.ceil(filters / width)
         bias = np.zeros((groups, panels // groups * width), x.dtype)
         if b is not None:
-            bias[:, :outer] = b.reshape(groups, outer)
+            bias[:, :filters] = b.reshape(groups, filters)
         shapes = (
-            (panels, taps * inner, width),
+            (panels, w.shape[1] * w.shape[3], width),
             (num_threads(), len(tables.place) * tables.image),
             (num_threads(), tables.rows.size * width),
         )
-        with _scratch.Scratch(x.dtype, *shapes) as (filled, images, products):
-            _panels(filled, w, tables.right, _planes(width // 2, w.shape[3]))
-            x = x.reshape(*x.shape[:2], -1)
+        x, out = x.reshape(*x.shape[:2], -1), out.reshape(*out.shape[:2], -1)
+        with _scratch.Scratch(x.dtype, *shapes) as (right, images, products):
+            _panels(right, w, tables.right, _planes(width // 2, w.shape[3]))
             _multiply(
-                out, x, filled, bias.reshape(panels, width), images, products, *tables[:6],
+                out, x, right, bias.reshape(panels, width), images, products, *tables[:6],
                 _planes(width // 2, x.shape[2], out.shape[2]), groups,
             )  # fmt: skip
-    return out.reshape(*out.shape[:2], *space).astype(dtype, copy=False)
 
 
 @np.errstate(all="ignore")
@@ -337,11 +244,11 @@ def conv_weight_grad(
     """The adjoint of `conv` in w: g (N, K, *O), x (N, C, *S) → (K, C/groups, *kernel_shape)."""
     dtype, g, x = g.dtype, _ready(g), _ready(x)
     filters, channels, taps = g.shape[1], x.shape[1] // groups, math.prod(kernel_shape)
-    out = np.zeros((filters, channels * taps), g.dtype)
+    out = np.empty((filters, channels * taps), g.dtype) if len(x) else np.zeros((filters, channels * taps), g.dtype)
     if len(x):
         bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
         layout = x.shape[2:], tuple(kernel_shape), stride, padding, dilation
-        tables = _across(len(x), x.shape[1], groups, bits, *layout)
+        tables = _conv_tables.across(len(x), x.shape[1], groups, bits, *layout)
         panels = groups * math.ceil(filters // groups / width)
         images = tables.columns.size // tables.right.size
         shapes = (
