@@ -3,6 +3,7 @@
 import inspect
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def test_an_example_ends_in_a_word():
     assert first.startswith("epoch  1"), errors
     assert (process.returncode, errors) == (130, "\ninterrupted\n")
     for path in examples.glob("[!_]*.py"):
-        assert "\nexit_on_interrupt()\n" in path.read_text(), path
+        assert re.search(r"^ *exit_on_interrupt\(\)$", path.read_text(), re.M), path
 
 
 def test_what_ctrl_c_tears_a_load_mends(tmp_path, monkeypatch):
