@@ -10,6 +10,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import safetensors.numpy
+from trainings import forged
 
 import minigrad as mg
 from minigrad.checkpoint import Checkpoint
@@ -126,8 +127,6 @@ def test_hostile_headers(whole, file, header, data, length):
     added=st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=9), anything, max_size=2),
 )
 def test_hostile_numbers_under_a_right_checksum(whole, file, changed, added):
-    from test_resume import forged
-
     file.write_bytes(whole[0])
     names = sorted(json.loads(safetensors.safe_open(file, "np").metadata()["minigrad.checkpoint"])["state"])
     forged(file, {names[i % len(names)]: x for i, x in changed.items()} | added)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from fresh import listening
 
 import minigrad as mg
 from minigrad._interrupt import deferred
@@ -126,9 +127,8 @@ train(checkpoint, sys.argv[1], 100)
 
 def started(*command):
     return subprocess.Popen(
-        [sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
-    )  # fmt: skip
+        listening("-u", *command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_a_training_that_is_interrupted_and_killed_ends_as_if_it_had_not_been(tmp_path):

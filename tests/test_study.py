@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from fresh import listening
 from studies import study
 
 import minigrad as mg
@@ -258,12 +259,8 @@ def test_ctrl_c_leaves_what_is_finished(at, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
 def test_a_real_sigint_ends_in_a_report(tmp_path):
-    listen = "signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job in the background ignores it
-    code = f"import signal, sys; {listen}; from minigrad.cli import main; sys.exit(main())"
-    arguments = ["study", "--steps", "100000", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    endless = listening("-m", "minigrad", "study", "--steps", "100000", "--out", str(tmp_path / "out"))
+    process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out").exists() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(2)

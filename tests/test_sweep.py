@@ -15,6 +15,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from fresh import listening
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -254,9 +255,8 @@ def test_a_real_sigint_to_the_whole_group(folder):
     """As a terminal sends it: to the workers too."""
     write(folder, FILE.replace("steps = 8", "steps = 400"))
     process = subprocess.Popen(
-        [sys.executable, "-m", "minigrad", "sweep", str(folder / "sweep.toml"), "--out", str(folder / "out")],
+        listening("-m", "minigrad", "sweep", str(folder / "sweep.toml"), "--out", str(folder / "out")),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while process.poll() is None and not ((folder / "out" / "cells").exists() and kept(folder)):
         time.sleep(0.05)

@@ -4,7 +4,8 @@ The C library's take one number at a time. These have no branches, so that the c
 a register holds. They are the textbook's: x = k log 2 + r with an integer k and |r| ≤ log 2 / 2, and eˣ = 2ᵏ eʳ with eʳ
 by its Taylor series (Cody and Waite, "Software Manual for the Elementary Functions", 1980); log(1 + f) by the series of
 2 artanh(f / (2 + f)). At most 1 ulp off for exp, 2 for the others; NaN, ±∞, overflow and subnormals as they should be.
-Float64 goes to the C library.
+Float64 goes to the C library, and so does each multiplication with addition on a processor without FMA (`minigrad info`
+says what it has): right there too, but slow.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ columns, which overlap, are never written out. The right matrix lies in panels a
 - Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
 
 What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_conv_tables`).
+
+Padding is multiplied like any pixel: with a filter of ±∞ or NaN, 0·∞ = NaN reaches the output at the borders, and the
+input gradient there.
 """
 
 from __future__ import annotations
@@ -244,7 +247,7 @@ def conv_weight_grad(
     """The adjoint of `conv` in w: g (N, K, *O), x (N, C, *S) → (K, C/groups, *kernel_shape)."""
     dtype, g, x = g.dtype, _ready(g), _ready(x)
     filters, channels, taps = g.shape[1], x.shape[1] // groups, math.prod(kernel_shape)
-    out = np.empty((filters, channels * taps), g.dtype) if len(x) else np.zeros((filters, channels * taps), g.dtype)
+    out = np.zeros((filters, channels, *kernel_shape), g.dtype)
     if len(x):
         bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
         layout = x.shape[2:], tuple(kernel_shape), stride, padding, dilation
@@ -257,12 +260,13 @@ def conv_weight_grad(
             (panels, tables.rows.size, width),
         )
         g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
-        planes = _planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
+        planes = _planes(width // 2, x.shape[2], g.shape[2], channels * taps)
         with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
             laid.fill(0)  # the padding, and filters that are not there
             filled.fill(0)
-            _correlate(g, x, out, laid, filled, products, *tables, planes, groups, num_threads())
-    return out.reshape(filters, channels, *kernel_shape).astype(dtype, copy=False)
+            lines = out.reshape(filters, channels * taps)
+            _correlate(g, x, lines, laid, filled, products, *tables, planes, groups, num_threads())
+    return out.astype(dtype, copy=False)
 
 
 @functools.lru_cache(maxsize=64)

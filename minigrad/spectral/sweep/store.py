@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minigrad._files import write
 from minigrad.spectral.study.tables import finite
 from minigrad.spectral.sweep.plan import Cell
 
@@ -32,12 +32,5 @@ class Store:
 
     def keep(self, cell: Cell, measures: dict[str, Any]) -> None:
         """Write a finished cell."""
-        scratch = self._path(cell).with_suffix(f".{os.getpid()}")
-        try:
-            with scratch.open("w", encoding="utf-8") as file:
-                json.dump({"cell": asdict(cell), "measures": finite(measures)}, file, indent=1, ensure_ascii=False)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, self._path(cell))
-        finally:
-            scratch.unlink(missing_ok=True)
+        kept = json.dumps({"cell": asdict(cell), "measures": finite(measures)}, indent=1, ensure_ascii=False)
+        write(self._path(cell), kept.encode())
