@@ -25,7 +25,8 @@ def listening(*arguments: str) -> list[str]:
 
     `preexec_fn` would do it in fewer words, but forks, which JAX, once imported, warns of.
     """
-    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    again = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    code = f"import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); {again}"
     return [sys.executable, "-c", code, *arguments]
 
 

@@ -1,4 +1,4 @@
-"""The micro-kernel of the convolutions against float64 sums, on this processor's vectors and on others'."""
+"""The micro-kernel of products and convolutions against float64 sums, on this processor's vectors and on others'."""
 
 from __future__ import annotations
 

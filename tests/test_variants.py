@@ -76,6 +76,12 @@ def convolutions(dtype: str) -> None:
     twice(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, w[:4, 0, 0, 0], b[:4])
 
 
+def products(dtype: str) -> None:
+    x, w, b = mg.randn(150, 67, dtype=dtype), mg.randn(91, 67, dtype=dtype), mg.randn(91, dtype=dtype)
+    twice(mg.linear, x, w, b)
+    twice(mg.matmul, mg.randn(2, 90, 70, dtype=dtype), mg.randn(70, 80, dtype=dtype).expand(2, 70, 80))
+
+
 def optimizers(dtype: str) -> None:
     for make in (mg.optim.SGD, mg.optim.Adam, mg.optim.RMSprop):
         p = mg.nn.Parameter(mg.randn(10_007, dtype=dtype))
@@ -90,7 +96,7 @@ def spectral(dtype: str) -> None:
     twice(lambda w: F.spectral_normalize(w, u, v)[0], w)
 
 
-WORK = {f.__name__: f for f in (elementwise, reductions, convolutions, optimizers, spectral)}
+WORK = {f.__name__: f for f in (elementwise, reductions, convolutions, products, optimizers, spectral)}
 
 
 @pytest.mark.parametrize("work", WORK)

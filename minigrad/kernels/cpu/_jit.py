@@ -22,8 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# GNU OpenMP spins after each parallel region and then starves OpenBLAS of the core that it needs next.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# How long GNU OpenMP's threads look for more work before they sleep: a millisecond or so, the Python code between two
+# kernels. To wake them takes longer than many a kernel; to look for longer would keep the cores from others.
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 import numba
 from numba.core.caching import _Cache

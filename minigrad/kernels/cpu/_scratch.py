@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +16,12 @@ _LINE = 64
 _buffers: list[Any] = []  # appending and popping are atomic
 
 
+def _new(size: int) -> Any:
+    buffer = np.empty(size + _LINE, np.uint8)
+    start = -buffer.ctypes.data % _LINE
+    return buffer[start : start + size]
+
+
 class Scratch:
     """Arrays of a dtype and some shapes, with anything in them, for as long as the `with` block runs.
 
@@ -28,20 +33,20 @@ class Scratch:
     def __init__(self, dtype: Any, *shapes: tuple[int, ...]):
         self._dtype, self._shapes = np.dtype(dtype), shapes
 
-    def __enter__(self) -> Iterable[Any]:
-        sizes = [math.prod(shape) * self._dtype.itemsize for shape in self._shapes]
-        needed = sum(sizes) + _LINE * (len(sizes) + 1)
+    def __enter__(self) -> list[Any]:
+        places, end = [], 0
+        for shape in self._shapes:
+            places.append(end)
+            size = math.prod(shape) * self._dtype.itemsize
+            end += size + -size % _LINE
         try:
             self._buffer = _buffers.pop()
         except IndexError:
-            self._buffer = np.empty(needed, np.uint8)
-        if self._buffer.size < needed:
-            self._buffer = np.empty(needed, np.uint8)
-        start, arrays = -self._buffer.ctypes.data % _LINE, []
-        for shape, size in zip(self._shapes, sizes, strict=True):
-            arrays.append(self._buffer[start : start + size].view(self._dtype).reshape(shape))
-            start += size + -size % _LINE
-        return arrays
+            self._buffer = _new(end)
+        if self._buffer.size < end:
+            self._buffer = _new(end)
+        arrays = zip(self._shapes, places, strict=True)
+        return [np.ndarray(shape, self._dtype, self._buffer, place) for shape, place in arrays]
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if len(_buffers) < _KEPT and self._buffer.size <= _LARGEST:

@@ -56,6 +56,12 @@ def plain_turn(out: Any, places: Any, x: Any, rows: Any, width: int) -> None:
             out[places[i] + j] = x[rows[j] + i]
 
 
+def plain_copy(out: Any, at: int, x: Any, start: int, count: int) -> None:
+    """out[at + j] = x[start + j], for j below `count`: a tile's rows or its columns."""
+    for j in range(count):
+        out[at + j] = x[start + j]
+
+
 class _Vectors:
     """What is said again and again about vectors of half a tile's columns."""
 
@@ -154,8 +160,42 @@ def _turn(context: Any, out: Any, places: Any, x: Any, rows: Any, width: Any) ->
     return types.void(out, places, x, rows, width), codegen
 
 
+def _copy(side: int) -> Any:
+    """`plain_copy` of as many numbers as a tile has rows (`side` 0) or columns (1), without asking how many."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        out, x = _arrays(context, builder, signature, values)
+        dtype = signature.args[0].dtype
+        line = ir.VectorType(context.get_data_type(dtype), shape(dtype.bitwidth)[side]).as_pointer()
+        numbers = builder.load(builder.bitcast(builder.gep(x.data, [values[3]]), line))
+        stored = builder.store(numbers, builder.bitcast(builder.gep(out.data, [values[1]]), line))
+        numbers.align = stored.align = dtype.bitwidth // 8
+        return context.get_dummy_value()
+
+    def copy(context: Any, out: Any, at: Any, x: Any, start: Any, count: Any) -> Any:
+        return types.void(out, at, x, start, count), codegen
+
+    return intrinsic(copy)
+
+
 if os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1":
     tile = narrow_tile = helper(plain_tile)
     turn = helper(plain_turn)
+    copy_rows = copy_columns = helper(plain_copy)
 else:
     tile, narrow_tile, turn = _tile(2), _tile(1), intrinsic(_turn)
+    copy_rows, copy_columns = _copy(0), _copy(1)
+
+
+@helper
+def transpose(out: Any, places: Any, x: Any, rows: Any) -> None:
+    """out[places[s] + c] = x[c, s], by `turn`'s squares, whose rows begin at `rows`, and at the borders one by one."""
+    channels, size = x.shape
+    side = rows.size
+    right, bottom = size - size % side, channels - channels % side
+    for c in range(0, bottom, side):
+        for s in range(0, right, side):
+            turn(out[c:], places[s:], x[c, s:], rows, side)
+    for s in range(size):
+        for c in range(bottom if s < right else 0, channels):
+            out[places[s] + c] = x[c, s]

@@ -37,21 +37,6 @@ _PARALLEL_FROM = 2**14
 
 
 @helper
-def _channels_last(x: Any, image: Any, inside: Any, planes: Any) -> None:
-    """image[inside[s] + c] = x[c, s], by squares that stay in registers and, at the borders, one by one."""
-    channels, size = x.shape
-    side = planes.size
-    right, bottom = size - size % side, channels - channels % side
-    for c in range(0, bottom, side):
-        for s in range(0, right, side):
-            _tile.turn(image[c:], inside[s:], x[c, s:], planes, side)
-    for s in range(size):
-        pixel = image[inside[s] :]
-        for c in range(bottom if s < right else 0, channels):
-            pixel[c] = x[c, s]
-
-
-@helper
 def _channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
     """x[c, s] = product[place[s] + c], by the same squares."""
     channels, size = x.shape
@@ -77,7 +62,7 @@ def _panels(panels: Any, w: Any, inside: Any, planes: Any) -> None:
             panels[i] = 0
         for n in range(images):
             some = w[group, n, first : min(first + width, filters)]
-            _channels_last(some, panels[i, n:].reshape(-1), inside, planes[0])
+            _tile.transpose(panels[i, n:].reshape(-1), inside, some, planes[0])
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)
@@ -98,7 +83,7 @@ def _multiply(
             if first != task // len(panels) * together:
                 first = task // len(panels) * together
                 for n in range(first, min(first + together, count)):
-                    _channels_last(x[n], laid[(n - first) * image :], inside, planes[0])
+                    _tile.transpose(laid[(n - first) * image :], inside, x[n], planes[0])
             panel = task % len(panels)
             group, start = panel // each, panel % each * width
             for i in range(len(sums)):
@@ -134,12 +119,12 @@ def _correlate(
             n, band = np.int64(i) // (bands + len(panels)), np.int64(i) % (bands + len(panels))
             if band < bands:
                 some = x[first + n, band * side : min((band + 1) * side, x.shape[1])]
-                _channels_last(some, images[n * image + band * side :], inside, planes[0])
+                _tile.transpose(images[n * image + band * side :], inside, some, planes[0])
             else:
                 panel = band - bands
                 start = panel // each * filters + panel % each * width
                 some = g[first + n, start : min(start + width, (panel // each + 1) * filters)]
-                _channels_last(some, panels[panel, n * right.size :].reshape(-1), right, planes[1])
+                _tile.transpose(panels[panel, n * right.size :].reshape(-1), right, some, planes[1])
         for thread in prange(threads):
             for part in range(len(parts)):
                 k = parts[part, 2]

@@ -1,0 +1,143 @@
+"""Products of matrices on the micro-kernel: every layout against float64, and nobody else's threads."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+from fresh import python
+from hypothesis import given, settings, strategies as st
+
+import minigrad as mg
+
+kernel: Any = importlib.import_module("minigrad.kernels.cpu.matmul")
+LAYOUTS = {
+    "lines": lambda x: x,
+    "turned": lambda x: np.ascontiguousarray(x.swapaxes(-1, -2)).swapaxes(-1, -2),
+    "every other": lambda x: np.repeat(x, 2, -1)[..., ::2],
+    "backwards": lambda x: x[..., ::-1, :].copy()[..., ::-1, :],
+    "batches last": lambda x: np.moveaxis(np.moveaxis(x, 0, -1).copy(), -1, 0),
+}
+
+
+def check(x: Any, y: Any, bias: Any = None) -> None:
+    """Within the bound of a sum in any order, k · ε · |x| |y|."""
+    made = kernel._product(x, y, bias)
+    wide = x.astype(np.float64), y.astype(np.float64)
+    expected, bound = wide[0] @ wide[1], np.abs(wide[0]) @ np.abs(wide[1])
+    if bias is not None:
+        expected, bound = expected + bias, bound + np.abs(bias)
+    assert made.dtype == x.dtype and made.shape == expected.shape and made.flags.c_contiguous
+    assert (np.abs(made - expected) <= (x.shape[-1] + 2) * np.finfo(x.dtype).eps * bound).all()
+
+
+@pytest.fixture
+def every_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None is small enough for BLAS."""
+    monkeypatch.setattr(kernel, "_ALONE", -1)
+
+
+extents = st.integers(1, 20) | st.integers(1, 140)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.usefixtures("every_product")
+@settings(max_examples=80, deadline=None)
+@given(
+    m=extents, k=st.integers(1, 600), n=extents, batch=st.sampled_from([(), (3,), (2, 3)]),
+    own=st.sampled_from(["both", "x", "y"]), layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
+    bias=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape_and_layout(
+    dtype: Any, m: int, k: int, n: int, batch: tuple[int, ...], own: str, layouts: Any, bias: bool, seed: int
+) -> None:
+    """Also batches that only one side has, or of extent 1 on the other."""
+    rng = np.random.default_rng(seed)
+    ones = tuple(1 for _ in batch[1:])
+    x = rng.standard_normal((*(batch if own != "y" else ones), m, k)).astype(dtype)
+    y = rng.standard_normal((*(batch if own != "x" else ones), k, n)).astype(dtype)
+    x, y = (LAYOUTS[how](a) for how, a in zip(layouts, (x, y), strict=True))
+    check(x, y, rng.random(n).astype(dtype) if bias else None)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [((65, 64), (64, 64)), ((1, 99), (99, 99)), ((5000, 3), (3, 1)), ((1, 9000), (9000, 2)), ((4, 70, 90), (90, 80))],
+)
+def test_whoever_multiplies(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    """On both sides of what BLAS is given, through the op, with derivatives."""
+    rng = np.random.default_rng(0)
+    for dtype in ("float32", "float64", "float16"):
+        a, b = (rng.integers(-3, 4, size=shape).astype(dtype) for shape in (x, y))  # exact in any order
+        p, q = mg.tensor(a, requires_grad=True), mg.tensor(b, requires_grad=True)
+        made = p @ q
+        g = rng.integers(-1, 2, size=made.shape).astype(dtype)
+        wide = a.astype(np.float64), b.astype(np.float64), g.astype(np.float64)
+        grads = mg.grad(made, [p, q], mg.tensor(g))
+        to_b = np.swapaxes(wide[0], -1, -2) @ wide[2]
+        expected = wide[0] @ wide[1], wide[2] @ wide[1].T, to_b.reshape(-1, *b.shape).sum(0)
+        for ours, theirs in zip((made, *grads), expected, strict=True):
+            np.testing.assert_array_equal(ours.detach().numpy(), theirs.astype(dtype))
+
+
+@pytest.mark.usefixtures("every_product")
+def test_nan_and_infinity_stay_in_their_row_and_column() -> None:
+    rng = np.random.default_rng(0)
+    for turned in (False, True):
+        x, y = rng.random((37, 70)).astype("f"), rng.random((70, 45)).astype("f")
+        x[36, 3], y[5, 44] = np.nan, np.inf
+        x, y = (LAYOUTS["turned"](a) if turned else a for a in (x, y))
+        made = kernel._product(x, y)
+        assert np.isnan(made[36]).all() and np.isinf(made[:36, 44]).all() and np.isfinite(made[:36, :44]).all()
+
+
+@pytest.mark.usefixtures("every_product")
+@pytest.mark.parametrize("turned", [False, True])
+def test_threads_change_no_bit(turned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, y, bias = (rng.standard_normal(shape).astype("f") for shape in ((2, 300, 170), (2, 170, 90), (90,)))
+    x, y = (LAYOUTS["turned"](a) if turned else a for a in (x, y))
+    made = []
+    for threads in (1, 2, 3, 8):
+        monkeypatch.setattr(kernel, "num_threads", lambda threads=threads: threads)
+        made.append(kernel._product(x, y, bias).tobytes())
+    assert len(set(made)) == 1
+
+
+ALONE = """
+import math, time
+import numpy as np
+from threadpoolctl import threadpool_info
+blas = [x for x in threadpool_info() if x["user_api"] == "blas"]
+if not any(x["internal_api"] == "openblas" and x["num_threads"] > 1 for x in blas):
+    print("another BLAS, or one thread")
+else:
+    def others(m, k, n):
+        "The share of processor time that other threads take."
+        x, y = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+        whole, own = time.process_time(), time.thread_time()
+        while time.thread_time() < own + 0.3:
+            np.matmul(x, y)
+        return 1 - (time.thread_time() - own) / (time.process_time() - whole)
+    time.sleep(0.2)  # its threads look for work when they begin
+    shapes = (64, 64, 64), (2, 2**16, 2), (2, 64, 2048), (1, 95, 96), (95, 96, 1), (1, 9215, 1)
+    print(*(f"{others(*s):.2f}" for s in shapes), f"{others(512, 512, 512):.2f}")
+"""
+
+
+def test_small_products_take_one_thread_of_blas() -> None:
+    """The sizes that are left to it are those at which it wakes nobody; with larger ones it does."""
+    *alone, shared = said = python(ALONE).split()
+    if said[0] == "another":
+        pytest.skip("NumPy's BLAS is not OpenBLAS, or has one thread: nothing to share")
+    assert max(map(float, alone)) < 0.1 < 0.3 < float(shared)
+    assert (kernel._ALONE, kernel._ALONE_WITH_VECTOR) == (64**3, 9216)
+
+
+def test_a_large_product_wakes_no_thread_of_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = mg.ones(65, 64), mg.ones(64, 64)
+    monkeypatch.setattr(np, "matmul", lambda *_: pytest.fail("BLAS was asked"))
+    assert (x @ y).tolist() == [[64.0] * 64] * 65
+    assert mg.linear(mg.ones(2, 9216), mg.ones(1, 9216), mg.ones(1)).tolist() == [[9217.0]] * 2
