@@ -145,8 +145,9 @@ def _lines(x: Array) -> tuple[bool, Array]:
 @functools.lru_cache(maxsize=64)
 def _batch(x: Extents, y: Extents) -> tuple[Extents, Array, Array]:
     """What two batches broadcast to, and which matrix of each stands where."""
-    every = np.broadcast_arrays(*(np.arange(math.prod(own)).reshape(own) for own in (x, y)))
-    return every[0].shape, every[0].reshape(-1), every[1].reshape(-1)
+    batch = np.broadcast_shapes(x, y)
+    x_of, y_of = (np.array(np.broadcast_to(np.arange(math.prod(own)).reshape(own), batch)) for own in (x, y))
+    return batch, x_of.reshape(-1), y_of.reshape(-1)
 
 
 @np.errstate(all="ignore")
