@@ -24,7 +24,11 @@ mode = _Mode()
 
 
 class Switch(ContextDecorator):
-    """Set one field of the mode for a `with` block or a decorated function."""
+    """Set one field of the mode for a `with` block or a decorated function.
+
+    Ctrl-C is heard after a call, and at the beginning of a function. The assignments here are neither, so that it finds
+    the field set and `__exit__` called for, or neither of them.
+    """
 
     field: str
     value: Any
@@ -34,10 +38,11 @@ class Switch(ContextDecorator):
 
     def __enter__(self) -> None:
         self._before.append(getattr(mode, self.field))
-        setattr(mode, self.field, self.value)
+        mode.__dict__[self.field] = self.value
 
     def __exit__(self, *exc: object) -> None:
-        setattr(mode, self.field, self._before.pop())
+        mode.__dict__[self.field] = self._before[-1]
+        self._before.pop()
 
     def _recreate_cm(self) -> Switch:  # a decorated function may be entered by several threads at once
         return type(self)()
@@ -94,22 +99,6 @@ def is_grad_enabled() -> bool:
     False
     """
     return mode.grad
-
-
-class grad_mode(Switch):
-    """Record, or not, as the value says."""
-
-    field = "grad"
-
-    def __init__(self, value: bool):
-        super().__init__()
-        self.value = value
-
-
-class no_anomaly(Switch):
-    """The walk looks at gradients itself, to name the op whose rule failed and not an op inside that rule."""
-
-    field, value = "anomaly", False
 
 
 class witnessed(Switch):

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from minigrad._mode import enable_grad, grad_mode, mode, no_anomaly
+from minigrad._mode import enable_grad, mode
 from minigrad._op import Node
 from minigrad._tensor import Tensor, method
 from minigrad.device import kernels
@@ -75,9 +75,11 @@ def _walk(
     pending: dict[int, Tensor] = {}  # id of an edge -> its gradient so far
     owned: set[int] = set()  # ids of the leaves whose gradient's memory nobody else holds
     captured: dict[int, Tensor] = {}
-    anomaly = mode.anomaly
-
-    with grad_mode(create), no_anomaly():
+    # The walk looks at gradients itself, to name the op whose rule failed and not an op inside that rule. Assignments
+    # instead of `with`: Ctrl-C may come at the beginning of an `__exit__`, and leave the mode as it was in the block.
+    grad, anomaly = mode.grad, mode.anomaly
+    mode.grad, mode.anomaly = create, False
+    try:
         for root, g in roots:
             key = id(root.node or root)
             pending[key] = pending[key] + g if key in pending else g
@@ -95,9 +97,9 @@ def _walk(
                     if anomaly and kernels(gradient.device).has_nan(gradient.data):
                         raise RuntimeError(f"detect_anomaly: the vjp of op {node.op.name!r} made the first NaN")
                     key = id(edge)
-                    before = pending.get(key)
-                    pending[key] = gradient if before is None else before + gradient
-                    if own or before is not None:
+                    so_far = pending.get(key)
+                    pending[key] = gradient if so_far is None else so_far + gradient
+                    if own or so_far is not None:
                         owned.add(key)
             if onward and not retain:
                 node.free()
@@ -114,6 +116,8 @@ def _walk(
             return []
         missing = {w: _zeros(t) for t, w in zip(targets, wanted, strict=True) if w in needed and w not in captured}
         return [captured.get(w, missing.get(w)) for w in wanted]
+    finally:
+        mode.grad, mode.anomaly = grad, anomaly
 
 
 def _zeros(like: Tensor) -> Tensor:

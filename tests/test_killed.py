@@ -1,6 +1,7 @@
 """Processes that end in the middle of something, by SIGKILL or Ctrl-C: what they leave, and what goes on from it."""
 
 import inspect
+import math
 import os
 import random
 import re
@@ -13,10 +14,11 @@ import time
 from pathlib import Path
 
 import pytest
-from fresh import listening
+from fresh import listening, python
 
 import minigrad as mg
 from minigrad._interrupt import deferred
+from minigrad._mode import mode
 from minigrad.checkpoint import Checkpoint
 from minigrad.spectral.study import output
 
@@ -27,6 +29,7 @@ if os.name != "posix":
 KILLED = """
 import os, random, signal, sys, time
 import minigrad as mg
+from minigrad._mode import mode
 from minigrad.checkpoint import Checkpoint
 
 folder, rounds, chance = sys.argv[1], int(sys.argv[2]), random.Random(0)
@@ -113,6 +116,7 @@ import sys
 from minigrad.cli import exit_on_interrupt
 exit_on_interrupt()
 import minigrad as mg
+from minigrad._mode import mode
 from minigrad.checkpoint import Checkpoint
 
 {inspect.getsource(training)}
@@ -187,6 +191,70 @@ def test_what_ctrl_c_tears_a_load_mends(tmp_path, monkeypatch):
     train(whole, tmp_path / "whole", often.step)
     there, wanted = (Checkpoint.steps(folder)[often.step] for folder in (tmp_path, tmp_path / "whole"))
     assert there.read_bytes() == wanted.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Python drops one in a generator's end
+def test_ctrl_c_leaves_the_mode_as_it_was():
+    """At every point of a step at which Python hears it: at the beginning of a function, and after a call."""
+    checkpoint, x = training(), mg.randn(2, 64)
+    points, interrupted = -1, True
+    while interrupted:
+        left, interrupted = points if points >= 0 else math.inf, points < 0  # once undisturbed, to compile
+
+        def listen(frame, event, argument):
+            nonlocal left, interrupted
+            if event in ("call", "c_return"):
+                left -= 1
+                if left < 0:
+                    sys.setprofile(None)
+                    interrupted = True
+                    raise KeyboardInterrupt
+
+        sys.setprofile(listen)
+        try:
+            for p in checkpoint.model.parameters():
+                p.grad = None
+            checkpoint.model(x).square().mean().backward()
+            checkpoint.optimizer.step()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        assert mg.is_grad_enabled() and not mode.anomaly, points
+        points += 1
+    assert points > 500
+
+
+COMPILING = """
+import signal
+from numba.core.typing.templates import BaseRegistryLoader
+import minigrad as mg
+
+registered = BaseRegistryLoader.new_registrations
+
+def interrupted(*arguments):
+    global left
+    for thing in registered(*arguments):
+        left -= 1
+        if not left:
+            signal.raise_signal(signal.SIGINT)
+        yield thing
+
+left = 400  # a registration that the kernels cannot do without
+BaseRegistryLoader.new_registrations = interrupted
+x = mg.ones(2)
+try:
+    mg.leaky_relu(x)
+except KeyboardInterrupt:
+    print("heard")
+print(mg.leaky_relu(-100 * x).tolist(), mg.sigmoid(0 * x).tolist())
+"""
+
+
+def test_a_compilation_is_finished_first(tmp_path):
+    """The first one of a process too, in which Numba builds what all later ones use."""
+    said = python(COMPILING, MINIGRAD_CACHE_DIR=str(tmp_path))
+    assert said.splitlines() == ["heard", "[-1.0, -1.0] [0.5, 0.5]"]
 
 
 def small(value):

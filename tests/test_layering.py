@@ -20,14 +20,14 @@ OPS = (
     "batch_norm inplace spectral singular linear_map conventions"
 )
 LAYERS = [  # from the bottom up; a module belongs to the entry with the longest name that starts its own
-    "kernels.scalar kernels",
+    "_interrupt kernels.scalar kernels",
     "kernels.cpu",
     "kernels.cuda._numba",
     "kernels.cuda._stream",
     "kernels.cuda.launch kernels.cuda.memory",
     "kernels.cuda.array",
     "kernels.cuda",
-    "_errors _interrupt _dtypes _random _mode",
+    "_errors _dtypes _random _mode",
     "_files",
     "device",
     "_tensor",

@@ -6,7 +6,6 @@ import math
 from typing import Any, ClassVar
 
 from minigrad import _dtypes
-from minigrad._mode import no_grad
 from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter
@@ -48,9 +47,8 @@ def batch_norm(
         if n < 2:
             raise ValueError(f"batch_norm: expected more than one value per channel in training; got shape {x.shape}")
         y, mean, var = standardize(x, weight, bias, eps)
-        with no_grad():
-            _move(running_mean, mean, momentum)
-            _move(running_var, var * (n / (n - 1)), momentum)
+        _move(running_mean, mean.detach(), momentum)
+        _move(running_var, var.detach() * (n / (n - 1)), momentum)
         return y
     if running_mean is None or running_var is None:
         raise ValueError("batch_norm: expected running_mean and running_var outside of training")

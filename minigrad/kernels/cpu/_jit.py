@@ -32,6 +32,8 @@ from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
+from minigrad._interrupt import deferred
+
 #: Freedom to reorder sums (so that they vectorize) that still lets NaN and infinity through: never 'nnan', 'ninf'.
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 
@@ -194,6 +196,13 @@ class Kernel:
     def _variant(self, which: str) -> Any:
         dispatcher = numba.njit(self._fn, parallel=which == "parallel", **_OPTIONS)
         dispatcher._cache = _DiskCache(f"{self._name}-{which}")
+        compile = dispatcher._compile_for_args
+
+        def whole(*args: Any, **kwargs: Any) -> Any:
+            with deferred():  # Ctrl-C in the middle of Numba's first compilation leaves a compiler in pieces
+                return compile(*args, **kwargs)
+
+        dispatcher._compile_for_args = whole
         return dispatcher
 
     def __call__(self, *args: Any) -> Any:
