@@ -112,8 +112,13 @@ def download(folder, url=URL, sha256=SHA256):
             raise ValueError(f"{url}: expected an archive with SHA-256 {sha256}; got {digest.hexdigest()}")
         archive.seek(0)
         with tarfile.open(fileobj=archive, mode="r:gz") as tar:
-            for name in BATCHES:
-                tar.extract(f"cifar-10-batches-bin/{name}.bin", folder, filter="data")
+            for name in BATCHES:  # their bytes alone: a link, or a path that leads elsewhere, makes nothing here
+                member = tar.getmember(f"cifar-10-batches-bin/{name}.bin")
+                if not member.isfile():
+                    raise ValueError(f"{url}: expected {member.name} to be a file")
+                file = folder / "cifar-10-batches-bin" / f"{name}.bin"
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(tar.extractfile(member).read())
 
 
 # The networks ---------------------------------------------------------------------------------------------------------

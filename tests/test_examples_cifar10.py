@@ -202,11 +202,11 @@ def test_another_archive_is_refused_and_nothing_of_it_is_left(served, tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_a_link_out_of_the_folder_is_refused(served, tmp_path):
+def test_a_link_is_refused(served, tmp_path):
     link = tarfile.TarInfo("cifar-10-batches-bin/data_batch_1.bin")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
     content = archive(data_batch_1=(link, None))
-    with pytest.raises(tarfile.FilterError):
+    with pytest.raises(ValueError, match=r"data_batch_1\.bin to be a file"):
         example.download(tmp_path / "data", served(content), hashlib.sha256(content).hexdigest())
 
 
