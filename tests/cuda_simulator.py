@@ -1,8 +1,9 @@
 """Numba's CUDA simulator, made fast and complete enough for the tests: import before any kernel is declared.
 
 As it comes, it polls the threads of a block, has no warp functions, computes with Python's `math` (which raises where
-a GPU says infinity or NaN, and is always in float64), and merges shared arrays that stand on one line. Here a block
-without barriers runs in one thread, one with barriers on a condition variable; `math` keeps float32 and raises nothing.
+a GPU says infinity or NaN, and is always in float64), and merges shared arrays that stand on one line. Here the threads
+of a block take turns within one, as greenlets where they have to wait for each other; `math` keeps float32 and raises
+nothing.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import greenlet
 import numpy as np
 from numba import cuda
 from numba.cuda.simulator import kernel as simulated
@@ -93,62 +95,65 @@ def _meets(fn: Any, seen: set[Any]) -> bool:
 def _run(self: Any, block: Any, *args: Any) -> None:
     if not hasattr(self._f, "meets"):
         self._f.meets = _meets(self._f, set())
-    threads = [tuple(reversed(p)) for p in itertools.product(*(range(n) for n in reversed(self._block_dim)))]
-    if self._f.meets:
-        _run_together(self, block, threads, args)
-        return
+    points = [Dim3(*reversed(p)) for p in itertools.product(*(range(n) for n in reversed(self._block_dim)))]
     here: Any = threading.current_thread()
     here.blockIdx, here._manager = Dim3(*block), self
+    if self._f.meets:
+        _Together(self, args, points).run(backwards=sum(block) % 2 == 1)
+        return
     with np.errstate(all="ignore"):
-        for number, thread in enumerate(threads):
-            here.threadIdx, here.thread_id = Dim3(*thread), number
+        for here.thread_id, here.threadIdx in enumerate(points):
             self._f(*args)
 
 
-def _run_together(self: Any, block: Any, points: list[Any], args: Any) -> None:
-    self.turn, self.waiting, self.living, self.failed = 0, 0, len(points), False
-    self.meeting = threading.Condition()
+class _Together:
+    """The threads of a block: one runs until it has to wait for others, then the next."""
 
-    def body() -> None:
+    def __init__(self, manager: Any, args: Any, points: list[Any]):
+        self.f, self.args, self.points, self.living = manager._f, args, points, len(points)
+        self.waiting: dict[Any, list[int]] = {}  # who waits for whom: a warp, or the block
+        self.given: dict[int, list[Any]] = {}
+        manager.together = self
+
+    def run(self, backwards: bool) -> None:
+        """Backwards every other time, so that what a thread reads too early is missing in either direction."""
+        threads = [greenlet.greenlet(self._body) for _ in self.points]
+        self.ready = list(range(len(threads)))[:: -1 if backwards else 1]
+        here: Any = threading.current_thread()
         try:
-            with np.errstate(all="ignore"):
-                self._f(*args)
-        except BaseException:
-            self.failed = True
-            raise
+            while self.ready:
+                ready, self.ready = self.ready, []
+                for number in ready:
+                    here.thread_id, here.threadIdx = number, self.points[number]
+                    threads[number].switch()
+                    if threads[number].dead:
+                        self.living -= 1
+                        self._go_on("block", self.living)
+            if self.living:
+                raise RuntimeError(f"{self.f.__name__}: threads wait for others, which do not come: {self.waiting}")
         finally:
-            with self.meeting:
-                self.living -= 1
-                _turn(self)
+            for thread in threads:
+                if thread and not thread.dead:
+                    thread.throw(greenlet.GreenletExit)
 
-    threads = [simulated.BlockThread(body, self, block, point, self._debug) for point in points]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    failures = [thread.exception for thread in threads if thread.exception]
-    if failures:
-        error, trace = min(failures, key=lambda failure: isinstance(failure[0], threading.BrokenBarrierError))
-        raise error.with_traceback(trace)
+    def _body(self) -> None:
+        with np.errstate(all="ignore"):
+            self.f(*self.args)
 
+    def meet(self, group: Any, size: int) -> None:
+        """Wait until as many of the group have come."""
+        self.waiting.setdefault(group, []).append(threading.current_thread().thread_id)  # type: ignore[attr-defined]
+        self._go_on(group, size)
+        greenlet.getcurrent().parent.switch()
 
-def _turn(manager: Any) -> None:
-    """All who live are waiting, or one has failed: go on."""
-    if manager.failed or manager.waiting >= manager.living:
-        manager.waiting, manager.turn = 0, manager.turn + 1
-        manager.meeting.notify_all()
+    def _go_on(self, group: Any, size: int) -> None:
+        if 0 < size <= len(self.waiting.get(group, ())):
+            self.ready += self.waiting.pop(group)
 
 
-def _syncthreads(self: Any) -> None:
-    manager = self._manager
-    with manager.meeting:
-        turn = manager.turn
-        manager.waiting += 1
-        _turn(manager)
-        while manager.turn == turn and not manager.failed:
-            manager.meeting.wait()
-        if manager.failed:
-            raise threading.BrokenBarrierError("another thread of the block has failed")
+def _syncthreads() -> None:
+    together = threading.current_thread()._manager.together  # type: ignore[attr-defined]
+    together.meet("block", together.living)
 
 
 # Warps: what a lane gives is written down, all meet, what others gave is read, all meet -------------------------------
@@ -156,16 +161,13 @@ def _syncthreads(self: Any) -> None:
 
 def _exchange(value: Any) -> tuple[int, list[Any]]:
     thread: Any = threading.current_thread()
-    manager, (warp, lane) = thread._manager, divmod(thread.thread_id, 32)
-    size = min(32, math.prod(manager._block_dim) - 32 * warp)
-    with manager.meeting:
-        barrier, given = manager.__dict__.setdefault("warps", {}).setdefault(
-            warp, (threading.Barrier(size), [None] * size)
-        )
+    together, (warp, lane) = thread._manager.together, divmod(thread.thread_id, 32)
+    size = min(32, len(together.points) - 32 * warp)
+    given = together.given.setdefault(warp, [None] * size)
     given[lane] = value
-    barrier.wait()
+    together.meet(warp, size)
     values = list(given)
-    barrier.wait()
+    together.meet(warp, size)
     return lane, values
 
 
@@ -184,19 +186,15 @@ def _vote(result: Callable[[list[Any]], Any]) -> Callable[..., Any]:
 
 # Arrays of a block and of a thread -----------------------------------------------------------------------------------
 
-_declaring = threading.Lock()
-
-
 def _shared(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
     if np.prod(shape) == 0:
         return _dynamic(self, shape, dtype)
     frame, here = sys._getframe(1), threading.current_thread()
-    with _declaring:
-        arrays = here._manager.__dict__.setdefault("shared", {})  # type: ignore[attr-defined]
-        place = frame.f_code, frame.f_lasti
-        if place not in arrays:
-            arrays[place] = _unset(shape, dtype)
-        return arrays[place]
+    arrays = here._manager.__dict__.setdefault("shared", {})  # type: ignore[attr-defined]
+    place = frame.f_code, frame.f_lasti
+    if place not in arrays:
+        arrays[place] = _unset(shape, dtype)
+    return arrays[place]
 
 
 def _unset(shape: Any, dtype: Any) -> Any:
@@ -209,7 +207,8 @@ _dynamic = FakeCUDAShared.array
 
 def install() -> None:
     cuda.jit = _jit
-    simulated.BlockManager.run, simulated.BlockThread.syncthreads = _run, _syncthreads
+    simulated.BlockManager.run = _run
+    FakeCUDAModule.syncthreads = lambda self: _syncthreads()
     FakeCUDAShared.array = _shared
     FakeCUDALocal.array = lambda self, shape, dtype, alignment=None: _unset(shape, dtype)
     FakeCUDAModule.fma = lambda self, x, y, z: type(x)(np.longdouble(x) * np.longdouble(y) + np.longdouble(z))
