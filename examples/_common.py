@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,19 @@ def arguments(text: str, picture: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default=picture, help="the picture")
+    parser.add_argument("--out", type=_file, default=picture, help="the picture")
     return parser
+
+
+def _file(name: str) -> str:
+    """Where a picture can be written; noticed before the work."""
+    path, kinds = Path(name), Figure().canvas.get_supported_filetypes()
+    path = path if path.suffix else path.with_suffix(".png")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    if path.suffix[1:] not in kinds:
+        raise argparse.ArgumentTypeError(f"expected a name that ends in one of {', '.join(kinds)}; got {name!r}")
+    return str(path)
 
 
 @contextmanager

@@ -54,3 +54,21 @@ def test_an_example(name, tmp_path):
         assert float(re.match(r"result: test accuracy (\d\.\d+).* on cpu", last)[1]) > 0.7
     if name in PICTURES:
         assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("nowhere/x.png", "there is no folder .*nowhere"), ("x.doc", r"a name that ends in one of .*png.*; got '.*x\.doc'")],
+)
+def test_a_picture_that_cannot_be_written_is_noticed_before_the_work(name, text, tmp_path):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(EXAMPLES / "wgan_gp_sn.py"), "--out", str(tmp_path / name)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2 and re.search(text, found.stderr)
+
+
+def test_a_name_without_an_ending(tmp_path):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(EXAMPLES / "wgan_gp_sn.py"), "--out", str(tmp_path / "x"), "--steps", "2"]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert f"wrote {tmp_path / 'x.png'}\n" in found.stdout and (tmp_path / "x.png").exists()
