@@ -5,11 +5,12 @@ a register holds. They are the textbook's: x = k log 2 + r with an integer k and
 by its Taylor series (Cody and Waite, "Software Manual for the Elementary Functions", 1980); log(1 + f) by the series of
 2 artanh(f / (2 + f)). At most 1 ulp off for exp, 2 for the others; NaN, ±∞, overflow and subnormals as they should be.
 Float64 goes to the C library, and so does each multiplication with addition on a processor without FMA (`minigrad info`
-says what it has): right there too, but slow.
+says what it has): right there too, but slow. Last comes the scalar product, which has no kernel of its own.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import types
@@ -142,3 +143,12 @@ def lifted(formula: Callable[..., Any]) -> Any:
     """A formula of `scalar.py` as a function for kernels to call, with this module for its `math`."""
     names = {**formula.__globals__, "math": sys.modules[__name__]}
     return helper(types.FunctionType(formula.__code__, names, formula.__name__))
+
+
+@functools.partial(helper, reassociate=True)
+def dot(x: Any, y: Any) -> float:
+    """Σ x y in float64, in an order that the compiler chooses: the same in both variants of a kernel."""
+    total = 0.0
+    for i in range(x.size):
+        total += np.float64(x[i]) * np.float64(y[i])
+    return total

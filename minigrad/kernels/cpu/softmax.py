@@ -117,12 +117,9 @@ def _log_softmax_rows(x: Array, out: Array) -> None:
 def _softmax_vjp_rows(g: Array, y: Array, out: Array) -> None:
     jobs, share = _jobs(y)
     for job in prange(jobs):
-        lanes = np.empty(_LANES)
         for i in range(job * share, min(y.shape[0], (job + 1) * share)):
             up, given, row = g[i], y[i], out[i]
-            for j in range(row.size):
-                row[j] = up[j] * given[j]
-            mean = y.dtype.type(_total(row, lanes))
+            mean = y.dtype.type(_math.dot(up, given))
             for j in range(row.size):
                 row[j] = given[j] * (up[j] - mean)
 

@@ -19,6 +19,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import helper, jit
+from minigrad.kernels.cpu._math import dot
 from minigrad.kernels.cpu.array import cast
 
 Array = Any
@@ -30,14 +31,6 @@ _SMALL = 1e-70  # σ whose fourth power is still a normal float64
 
 
 # One pass over W ------------------------------------------------------------------------------------------------------
-
-
-@functools.partial(helper, reassociate=True)
-def _dot(x: Array, y: Array) -> float:
-    total = 0.0
-    for i in range(x.size):
-        total += np.float64(x[i]) * np.float64(y[i])
-    return total
 
 
 @helper
@@ -81,10 +74,10 @@ def _finish(t: Array, z: Array, first: Array, second: Array, eps: float) -> floa
     The clamp ‖·‖ ≥ eps is that of the problem scaled to σ = 1. Without a direction (‖t‖ is 0 or not finite) the vectors
     stay as they are.
     """
-    norm_t = math.sqrt(_dot(t, t))
+    norm_t = math.sqrt(dot(t, t))
     if not 0 < norm_t < math.inf:
         return norm_t
-    norm_z = math.sqrt(_dot(z, z))
+    norm_z = math.sqrt(dot(z, z))
     sigma = norm_z / norm_t
     length = min(1.0, norm_t / (eps * sigma))  # of the first vector; less than 1 where the clamp bites
     other = min(1.0, length / eps)
@@ -164,7 +157,7 @@ def _bilinear(w: Array, u: Array, v: Array) -> float:
     t = np.zeros(m + 3)
     for block in prange(-(-m // _ROWS)):
         _multiply(t, w, x, block * _ROWS, min(m, (block + 1) * _ROWS))
-    return _dot(t[:m], u)
+    return dot(t[:m], u)
 
 
 # One pass to write ----------------------------------------------------------------------------------------------------
@@ -191,7 +184,7 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
     parts = np.zeros(-(-g.size // _FLAT))
     for block in prange(len(parts)):
         piece = slice(block * _FLAT, (block + 1) * _FLAT)
-        parts[block] = _dot(g_flat[piece], w_flat[piece])
+        parts[block] = dot(g_flat[piece], w_flat[piece])
     slope = _total(parts) / sigma
     x = v.reshape(a, b)
     inverse = g.dtype.type(1 / sigma)
