@@ -54,12 +54,13 @@ class Pace:
     """How a side is timed: so many rounds (fewer, but at least three, once the budget is spent), each a sample of at
     least `sample` seconds after `settle` seconds of calls that do not count.
 
-    Those calls bring back caches and threads: another library's may still be spinning on the cores.
+    Those calls bring back caches and threads: another library's may still be spinning on the cores, OpenBLAS's for a
+    tenth of a second.
     """
 
     rounds: int = 15
     sample: float = 0.05
-    settle: float = 0.01
+    settle: float = 0.12
     budget: float = 60.0
 
 
@@ -80,9 +81,11 @@ def interleave(
             break
         for name in order:
             call, times = sides[name], calls[name]
-            spent += stopwatch(call, max(1, round(times * pace.settle / pace.sample)))
+            settled = stopwatch(call, 1)
+            while settled < pace.settle:
+                settled += stopwatch(call, max(1, times // 8))
             taken = stopwatch(call, times)
-            spent += taken
+            spent += settled + taken
             seconds[name].append(taken / times)
         order = order[1:] + order[:1]
     return {name: tuple(found) for name, found in seconds.items()}

@@ -63,7 +63,7 @@ def test_sides_take_turns_and_settle_first():
     found = interleave(clock.sides, Pace(rounds=3, sample=1.0, settle=0.5, budget=math.inf), clock)
     assert found == {"a": (1.0, 1.0, 1.0), "b": (0.25, 0.25, 0.25)}
     begin = [("a", 1), ("b", 1), ("b", 4)]  # how many calls last a second
-    a, b = [("a", 1), ("a", 1)], [("b", 2), ("b", 4)]  # half a second that does not count, and a sample
+    a, b = [("a", 1), ("a", 1)], [("b", 1), ("b", 1), ("b", 4)]  # half a second that does not count, and a sample
     assert clock.calls == begin + (a + b) + (b + a) + (a + b)
 
 

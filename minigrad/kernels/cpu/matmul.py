@@ -1,8 +1,8 @@
 """Dense products: large ones on the micro-kernel, small ones by BLAS.
 
 A product that BLAS would share among threads of its own is multiplied here instead, on the threads of the other
-kernels. Threads of two libraries take turns badly: those of BLAS keep their cores busy, waiting for more, for some
-milliseconds after each product, and a convolution that comes next has half the processor.
+kernels. Threads of two libraries take turns badly: those of OpenBLAS keep their cores busy after each product, for a
+tenth of a second, waiting for the next, and a convolution that comes meanwhile has half of two cores.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def _multiply(
 ) -> None:  # fmt: skip
     """out[b, i, j] = Σ_k x[x_of[b], i, k] y[y_of[b], k, j] + bias[j]; the matrices of x, of y may lie transposed.
 
-    Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a block. A
-    transposed x is laid out first as tiles read it: in strips of their height.
+    Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a block. Rows and
+    columns that only fill up a tile hold anything, and are not copied out. A transposed x is laid out first as tiles
+    read it: in strips of their height.
     """
     _, m, n = out.shape
     depth = x.shape[1] if x_turned else x.shape[2]
@@ -86,8 +87,6 @@ def _multiply(
             columns, here = min(width, n - first), min(block, m - top)
             if filled != task // blocks:
                 filled = task // blocks
-                if columns < width:
-                    panel[:] = 0
                 if y_turned:
                     _tile.transpose(panel, places, y[y_of[b], first : first + columns], lines)
                 else:
