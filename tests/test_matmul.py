@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,8 @@ extents = st.integers(1, 20) | st.integers(1, 140)
 @pytest.mark.usefixtures("every_product")
 @settings(max_examples=80, deadline=None)
 @given(
-    m=extents, k=st.integers(1, 600), n=extents, batch=st.sampled_from([(), (3,), (2, 3)]),
+    m=extents, k=st.integers(1, 600) | st.sampled_from([2048, 2049, 5000]), n=extents,
+    batch=st.sampled_from([(), (3,), (2, 3)]),
     own=st.sampled_from(["both", "x", "y"]), layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
     bias=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
@@ -104,6 +106,19 @@ def test_threads_change_no_bit(turned: bool, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(kernel, "num_threads", lambda threads=threads: threads)
         made.append(kernel._product(x, y, bias).tobytes())
     assert len(set(made)) == 1
+
+
+def test_a_long_product_needs_little_memory() -> None:
+    """Panels are as wide as a tile: whole ones would be many times as large as what they are made from."""
+    x, y = np.ones((2, 10**6), np.float32), np.ones((10**6, 3), np.float32)
+    for turned in (False, True):
+        x, y = (LAYOUTS["turned"](a) if turned else a for a in (x, y))
+        kernel._scratch._buffers.clear()
+        tracemalloc.start()
+        made = kernel._product(x, y)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert (made == 10**6).all() and peak < 2 * (x.nbytes + y.nbytes)
 
 
 ALONE = """

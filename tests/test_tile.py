@@ -83,15 +83,17 @@ def test_nothing_is_lost_beside_nan_and_infinity() -> None:
     assert (np.delete(np.delete(out, 1, 0), 3, 1) == 1).all()
 
 
-CONVOLVE = """
+MULTIPLY = """
 import importlib, os, numpy as np
 from minigrad.kernels.cpu import _tile
-conv = importlib.import_module("minigrad.kernels.cpu.conv")
+conv, matmul = (importlib.import_module(f"minigrad.kernels.cpu.{name}") for name in ("conv", "matmul"))
 rng = np.random.default_rng(0)
 x, w, g = (rng.integers(-4, 5, size=s).astype(np.float32) for s in ((2, 20, 9, 8), (37, 20, 3, 2), (2, 37, 5, 7)))
 layout = (2, 1), (1, 0), (1, 1), 1
 made = conv.conv(x, w, None, *layout), conv.conv_input_grad(g, w, (9, 8), *layout)
 made += (conv.conv_weight_grad(g, x, (3, 2), *layout),)
+a, b = (rng.integers(-4, 5, size=s).astype(np.float32) for s in ((75, 301), (301, 45)))
+made += tuple(matmul.matmul(p, q) for p in (a, a.T.copy().T) for q in (b, b.T.copy().T))
 assert (type(_tile.tile).__name__ == "CPUDispatcher") == (os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1")
 print(*_tile.shape(32), *((a * (np.arange(a.size).reshape(a.shape) % 7)).sum() for a in made))
 """
@@ -99,11 +101,11 @@ AVX2 = "+sse,+sse2,+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+avx,+avx2,+fma,+bmi,+bm
 INTEL = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names processors by Intel and AMD")
 
 
-def convolved(**environment: str) -> tuple[tuple[int, int], list[float]]:
+def multiplied(**environment: str) -> tuple[tuple[int, int], list[float]]:
     """The shape of a tile in a process with that environment, and numbers that any tile makes the same."""
     root = os.path.dirname(os.path.dirname(minigrad.__file__))
     env = {**os.environ, "PYTHONPATH": root, "NUMBA_NUM_THREADS": "2", **environment}
-    done = subprocess.run([sys.executable, "-c", CONVOLVE], env=env, capture_output=True, text=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", MULTIPLY], env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     height, width, *sums = map(float, done.stdout.split())
     return (int(height), int(width)), sums
@@ -111,11 +113,11 @@ def convolved(**environment: str) -> tuple[tuple[int, int], list[float]]:
 
 @pytest.fixture(scope="module")
 def plain() -> list[float]:
-    return convolved(MINIGRAD_PLAIN_KERNELS="1")[1]
+    return multiplied(MINIGRAD_PLAIN_KERNELS="1")[1]
 
 
 def test_this_processor(plain: list[float]) -> None:
-    assert convolved() == (_tile.shape(32), plain)
+    assert multiplied() == (_tile.shape(32), plain)
 
 
 @INTEL
@@ -124,7 +126,7 @@ def test_this_processor(plain: list[float]) -> None:
 )
 def test_other_processors(name: str, features: str, shape: tuple[int, int], plain: list[float]) -> None:
     """Older ones, whose instructions this one has too."""
-    assert convolved(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features) == (shape, plain)
+    assert multiplied(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features) == (shape, plain)
 
 
 def test_scratch_memory_is_aligned_apart_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,9 @@ _ALONE, _ALONE_WITH_VECTOR = 2**18, 9216
 _PARALLEL_FROM = 2**13
 #: So many tiles one below the other share a panel, so many steps of it at a time: they stay in the first cache.
 _TILES, _STEPS = 16, 256
+#: Steps of a panel that are kept for the tiles further down; a longer panel is filled again for each block.
+_DEPTH = 2048
+_NO_BIAS = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
 
 
 @helper
@@ -38,74 +41,83 @@ def _line(out: Any, at: int, x: Any, start: int, columns: int, width: int) -> No
             out[at + j] = x[start + j]
 
 
+@helper
+def _fill(panel: Any, y: Any, first: int, low: int, high: int, turned: bool, places: Any, lines: Any) -> None:
+    """panel[k − low, j] = y[k, first + j], or y[first + j, k] if turned, for k from low to high."""
+    width, out, given = panel.shape[1], panel.reshape(-1), y.reshape(-1)
+    if turned:
+        _tile.transpose(out, places, y[first : min(first + width, len(y)), low:high], lines)
+    else:
+        columns = min(width, y.shape[1] - first)
+        for k in range(low, high):
+            _line(out, (k - low) * width, given, k * y.shape[1] + first, columns, width)
+
+
+@jit(_PARALLEL_FROM, formula=_tile.tile)
+def _strips(laid: Any, x: Any) -> None:
+    """laid[b, s, k] = the rows of xᵀ that tile s reads at step k; what there is of them."""
+    _, strips, depth, height = laid.shape
+    size = x.shape[2]
+    for i in prange(len(x) * strips):
+        b, s = np.int64(i) // strips, np.int64(i) % strips
+        out, given = laid[b, s].reshape(-1), x[b].reshape(-1)
+        for k in range(depth):
+            if (s + 1) * height <= size:
+                _tile.copy_rows(out, k * height, given, k * size + s * height, height)
+            else:
+                for j in range(size - s * height):
+                    out[k * height + j] = given[k * size + s * height + j]
+
+
 @jit(_PARALLEL_FROM, formula=_tile.tile)
 def _multiply(
-    out: Any, x: Any, y: Any, bias: Any, scratch: Any, x_of: Any, y_of: Any, x_turned: bool, y_turned: bool,
-    height: int, width: int, threads: int,
+    out: Any, x: Any, y: Any, bias: Any, panels: Any, products: Any, x_of: Any, y_of: Any,
+    matrix: int, strip: int, row: int, step: int, turned: bool,
 ) -> None:  # fmt: skip
-    """out[b, i, j] = Σ_k x[x_of[b], i, k] y[y_of[b], k, j] + bias[j]; the matrices of x, of y may lie transposed.
+    """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of y may lie transposed.
 
+    Batch b multiplies matrices x_of[b] and y_of[b]; x is flat, `strip` is the way from a tile's rows to the next's.
     Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a block. Rows and
-    columns that only fill up a tile hold anything, and are not copied out. A transposed x is laid out first as tiles
-    read it: in strips of their height.
+    columns that only fill up a tile hold anything, and are not copied out.
     """
     _, m, n = out.shape
-    depth = x.shape[1] if x_turned else x.shape[2]
-    block, strips = _TILES * height, (m + height - 1) // height
-    blocks, each = (m + block - 1) // block, (n + width - 1) // width
-    row, step, strip = (1, height, depth * height) if x_turned else (depth, 1, height * depth)
-    steps, places, lines = np.empty(_STEPS, np.int64), np.empty(depth, np.int64), np.empty(width // 2, np.int64)
+    depth, (kept, width), block = y.shape[2] if turned else y.shape[1], panels.shape[1:], products.shape[1]
+    height, blocks, each = block // _TILES, (m + block - 1) // block, (n + width - 1) // width
+    steps, places, lines = np.empty(_STEPS, np.int64), np.empty(kept, np.int64), np.empty(width // 2, np.int64)
     for k in range(_STEPS):
         steps[k] = k * step
-    for k in range(depth):
+    for k in range(kept):
         places[k] = k * width
     for j in range(width // 2):
         lines[j] = j * depth
     whole, last = np.empty(height, np.int64), np.empty(height, np.int64)
     for i in range(height):
         whole[i], last[i] = i * row, min(i, (m - 1) % height) * row  # rows that are not there are some that are
-    given, right, made = x.reshape(-1), y.reshape(-1), out.reshape(-1)
-    own = (depth + block) * width
-    laid = scratch[threads * own :] if x_turned else given
-    if x_turned:
-        for s in prange(len(x) * strips):
-            at, top = np.int64(s) * strip, np.int64(s) % strips * height
-            for k in range(depth):
-                start = (np.int64(s) // strips * depth + k) * m + top
-                if top + height <= m:
-                    _tile.copy_rows(laid, at + k * height, given, start, height)
-                else:
-                    for i in range(m - top):
-                        laid[at + k * height + i] = given[start + i]
-    for thread in prange(threads):
-        panel = scratch[thread * own : thread * own + depth * width]
-        sums = scratch[thread * own + depth * width : (thread + 1) * own].reshape(block, width)
-        flat, tall, filled = panel.reshape(depth, width), sums.reshape(-1), -1
-        tasks = len(out) * each * blocks
-        for task in range(tasks * thread // threads, tasks * (thread + 1) // threads):
+    made, tasks = out.reshape(-1), len(out) * each * blocks
+    for thread in prange(len(panels)):
+        panel, sums, tall, filled = panels[thread], products[thread], products[thread].reshape(-1), -1
+        for task in range(tasks * thread // len(panels), tasks * (thread + 1) // len(panels)):
             b, first, top = task // blocks // each, task // blocks % each * width, task % blocks * block
             columns, here = min(width, n - first), min(block, m - top)
-            if filled != task // blocks:
-                filled = task // blocks
-                if y_turned:
-                    _tile.transpose(panel, places, y[y_of[b], first : first + columns], lines)
-                else:
-                    for k in range(depth):
-                        _line(panel, k * width, right, (y_of[b] * depth + k) * n + first, columns, width)
             for i in range(here):
                 if bias.size:
                     _line(tall, i * width, bias, first, columns, width)
                 else:
                     sums[i] = 0
-            left = laid[x_of[b] * (strips * strip if x_turned else m * depth) + top // height * strip :]
-            for start in range(0, depth, _STEPS):
-                part, some = steps[: min(_STEPS, depth - start)], flat[start:]
-                for i in range(0, here, height):
-                    rows = whole if top + i + height <= m else last
-                    if 2 * columns > width:
-                        _tile.tile(sums[i:], left[i // height * strip + start * step :], rows, part, some)
-                    else:
-                        _tile.narrow_tile(sums[i:], left[i // height * strip + start * step :], rows, part, some)
+            for low in range(0, depth, kept):
+                high = min(low + kept, depth)
+                if kept < depth or filled != task // blocks:
+                    filled = task // blocks
+                    _fill(panel, y[y_of[b]], first, low, high, turned, places, lines)
+                for start in range(low, high, _STEPS):
+                    part, right = steps[: min(_STEPS, high - start)], panel[start - low :]
+                    for i in range(0, here, height):
+                        left = x[x_of[b] * matrix + (top + i) // height * strip + start * step :]
+                        rows = whole if top + i + height <= m else last
+                        if 2 * columns > width:
+                            _tile.tile(sums[i:], left, rows, part, right)
+                        else:
+                            _tile.narrow_tile(sums[i:], left, rows, part, right)
             for i in range(here):
                 _line(made, (b * m + top + i) * n + first, tall, i * width, columns, width)
 
@@ -125,11 +137,16 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     x_turned, x = _lines(x)
     y_turned, y = _lines(y)
     (height, width), threads = _tile.shape(8 * x.itemsize), num_threads()
-    laid = len(x) * math.ceil(m / height) * height * k if x_turned else 0
-    with _scratch.Scratch(x.dtype, (threads * (k + _TILES * height) * width + laid,)) as (scratch,):
+    strips = math.ceil(m / height)
+    panels, products = (threads, min(k, _DEPTH), width), (threads, _TILES * height, width)
+    laid = (len(x), strips, k, height) if x_turned else (0,)
+    with _scratch.Scratch(x.dtype, panels, products, laid) as (panels, products, laid):
+        if x_turned:
+            _strips(laid, x)
+        layout = (strips * height * k, height * k, 1, height) if x_turned else (m * k, height * k, k, 1)
         _multiply(
-            out.reshape(-1, m, n), x, y, scratch[:0] if bias is None else bias, scratch, x_of, y_of,
-            x_turned, y_turned, height, width, threads,
+            out.reshape(-1, m, n), (laid if x_turned else x).reshape(-1), y,
+            _NO_BIAS[x.dtype] if bias is None else bias, panels, products, x_of, y_of, *layout, y_turned,
         )  # fmt: skip
     return out
 
