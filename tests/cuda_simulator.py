@@ -8,12 +8,13 @@ nothing.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 import sys
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import greenlet
@@ -99,15 +100,22 @@ def _run(self: Any, block: Any, *args: Any) -> None:
     here: Any = threading.current_thread()
     here.blockIdx, here._manager = Dim3(*block), self
     if self._f.meets:
-        _Together(self, args, points).run(backwards=sum(block) % 2 == 1)
+        _Together(self, args, points).run(sign=next(_signs))
         return
     with np.errstate(all="ignore"):
         for here.thread_id, here.threadIdx in enumerate(points):
             self._f(*args)
 
 
+_signs = itertools.cycle((1, -1))
+
+
 class _Together:
-    """The threads of a block: one runs until it has to wait for others, then the next."""
+    """The threads of a block: one runs until it has to wait for others, then the first that need not.
+
+    So a warp is as far ahead of the others as barriers allow; in every other block the last threads come first.
+    What a thread reads too early, or writes too early for others, is seen in either direction.
+    """
 
     def __init__(self, manager: Any, args: Any, points: list[Any]):
         self.f, self.args, self.points, self.living = manager._f, args, points, len(points)
@@ -115,20 +123,19 @@ class _Together:
         self.given: dict[int, list[Any]] = {}
         manager.together = self
 
-    def run(self, backwards: bool) -> None:
-        """Backwards every other time, so that what a thread reads too early is missing in either direction."""
+    def run(self, sign: int) -> None:
         threads = [greenlet.greenlet(self._body) for _ in self.points]
-        self.ready = list(range(len(threads)))[:: -1 if backwards else 1]
+        self.ready, self.sign = [], sign
+        self._run_on(range(len(threads)))
         here: Any = threading.current_thread()
         try:
             while self.ready:
-                ready, self.ready = self.ready, []
-                for number in ready:
-                    here.thread_id, here.threadIdx = number, self.points[number]
-                    threads[number].switch()
-                    if threads[number].dead:
-                        self.living -= 1
-                        self._go_on("block", self.living)
+                number = self.sign * heapq.heappop(self.ready)
+                here.thread_id, here.threadIdx = number, self.points[number]
+                threads[number].switch()
+                if threads[number].dead:
+                    self.living -= 1
+                    self._go_on("block", self.living)
             if self.living:
                 raise RuntimeError(f"{self.f.__name__}: threads wait for others, which do not come: {self.waiting}")
         finally:
@@ -148,7 +155,11 @@ class _Together:
 
     def _go_on(self, group: Any, size: int) -> None:
         if 0 < size <= len(self.waiting.get(group, ())):
-            self.ready += self.waiting.pop(group)
+            self._run_on(self.waiting.pop(group))
+
+    def _run_on(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            heapq.heappush(self.ready, self.sign * number)
 
 
 def _syncthreads() -> None:
