@@ -89,6 +89,8 @@ def scaling_plot(results: Sequence[Result]) -> Figure:
         below.set_xticks([r.case.size for r in members], [str(r.case.size) for r in members], minor=False)
         below.xaxis.set_minor_formatter(NullFormatter())
         for axes in (above, below):
+            low, high = axes.get_ylim()
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         above.legend(frameon=False)
