@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh import python
 from hypothesis import given, settings, strategies as st
 from numba import njit
 
@@ -127,6 +128,40 @@ def test_this_processor(plain: list[float]) -> None:
 def test_other_processors(name: str, features: str, shape: tuple[int, int], plain: list[float]) -> None:
     """Older ones, whose instructions this one has too."""
     assert multiplied(NUMBA_CPU_NAME=name, NUMBA_CPU_FEATURES=features) == (shape, plain)
+
+
+GUARDED = """
+import ctypes, importlib, math, mmap, numpy as np
+
+def guarded(*shape):
+    "An array whose last byte is the last of its page; whoever reads on is killed."
+    size, page = 4 * math.prod(shape), mmap.PAGESIZE
+    pages = mmap.mmap(-1, (-(-size // page) + 1) * page)
+    end = len(pages) - page
+    address = ctypes.addressof(ctypes.c_char.from_buffer(pages, end))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address), page, 0) == 0
+    array = np.ndarray(shape, np.float32, pages, end - size)
+    array[:] = 1
+    return array
+
+conv, matmul = (importlib.import_module(f"minigrad.kernels.cpu.{name}") for name in ("conv", "matmul"))
+matmul._ALONE = -1
+for m, k, n in ((1, 3, 1), (9, 70, 33), (150, 300, 49), (8, 256, 32)):
+    for x in (guarded(m, k), guarded(k, m).T):
+        for y in (guarded(k, n), guarded(n, k).T):
+            assert (matmul._product(x, y, guarded(n)) == k + 1).all()
+layout = (2, 1), (1, 0), (1, 1), 1
+for c, f in ((3, 5), (20, 37), (16, 32)):
+    x, w, g = guarded(2, c, 9, 8), guarded(f, c, 3, 2), guarded(2, f, 5, 7)
+    assert conv.conv(x, w, guarded(f), *layout).max() == 6 * c + 1
+    assert conv.conv_input_grad(g, w, (9, 8), *layout).max() == 4 * f
+    assert conv.conv_weight_grad(g, x, (3, 2), *layout).max() == 70
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="protects a page by mprotect")
+def test_nothing_is_read_behind_an_array() -> None:
+    python(GUARDED)
 
 
 def test_scratch_memory_is_aligned_apart_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:

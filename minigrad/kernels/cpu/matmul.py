@@ -110,7 +110,7 @@ def _multiply(
                     filled = task // blocks
                     _fill(panel, y[y_of[b]], first, low, high, turned, places, lines)
                 for start in range(low, high, _STEPS):
-                    part, right = steps[: min(_STEPS, high - start)], panel[start - low :]
+                    part, right = steps[: high - start], panel[start - low :]
                     for i in range(0, here, height):
                         left = x[x_of[b] * matrix + (top + i) // height * strip + start * step :]
                         rows = whole if top + i + height <= m else last
