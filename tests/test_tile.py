@@ -185,6 +185,9 @@ def test_scratch_memory_is_bounded_and_no_two_threads_share_it(monkeypatch: pyte
     with _scratch.Scratch(np.float32, (2**12,)):
         pass
     assert not _scratch._buffers, "too large to keep"
+    with _scratch.Scratch(np.float32, (1,)), _scratch.Scratch(np.float32, (1,)), _scratch.Scratch(np.float32, (1,)):
+        pass
+    assert len(_scratch._buffers) == 2, "more than are kept"
     wrong, meet = [], threading.Barrier(8)
 
     def use(number: int) -> None:
