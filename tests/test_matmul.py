@@ -49,7 +49,8 @@ extents = st.integers(1, 20) | st.integers(1, 140)
 @given(
     m=extents, k=st.integers(1, 600) | st.sampled_from([2048, 2049, 5000]), n=extents,
     batch=st.sampled_from([(), (3,), (2, 3)]),
-    own=st.sampled_from(["both", "x", "y", "one each"]), layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
+    own=st.sampled_from(["both", "x", "y", "x first", "y first"]),
+    layouts=st.tuples(*[st.sampled_from(list(LAYOUTS))] * 2),
     bias=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_any_shape_and_layout(
@@ -57,8 +58,9 @@ def test_any_shape_and_layout(
 ) -> None:
     """Also batches that only one side has, or of extent 1 on the other, or in turn on either."""
     rng = np.random.default_rng(seed)
-    x_batch = {"y": tuple(1 for _ in batch[1:]), "one each": (*batch[:1], *(1 for _ in batch[1:]))}.get(own, batch)
-    y_batch = {"x": tuple(1 for _ in batch[1:]), "one each": batch[1:]}.get(own, batch)
+    ones, first = tuple(1 for _ in batch[1:]), (*batch[:1], *(1 for _ in batch[1:]))
+    x_batch = {"y": ones, "x first": first, "y first": batch[1:]}.get(own, batch)
+    y_batch = {"x": ones, "y first": first, "x first": batch[1:]}.get(own, batch)
     x = rng.standard_normal((*x_batch, m, k)).astype(dtype)
     y = rng.standard_normal((*y_batch, k, n)).astype(dtype)
     x, y = (LAYOUTS[how](a) for how, a in zip(layouts, (x, y), strict=True))
