@@ -38,7 +38,7 @@ _PARALLEL_FROM = 2**14
 
 @helper
 def _channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
-    """x[c, s] = product[place[s] + c], by the same squares."""
+    """x[c, s] = product[place[s] + c], by the same squares: the way back from `_tile.transpose`."""
     channels, size = x.shape
     side = planes.size
     right, bottom = size - size % side, channels - channels % side
@@ -46,9 +46,8 @@ def _channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
         for s in range(0, right, side):
             _tile.turn(x[c, s:], planes, product[c:], place[s:], side)
     for s in range(size):
-        row = product[place[s] :]
         for c in range(bottom if s < right else 0, channels):
-            x[c, s] = row[c]
+            x[c, s] = product[place[s] + c]
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)

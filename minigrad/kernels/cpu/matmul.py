@@ -125,7 +125,8 @@ def _multiply(
 def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     """x y + bias, for (…, m, k) and (…, k, n)."""
     (m, k), n = x.shape[-2:], y.shape[-1]
-    if m * k * n <= _ALONE and (min(m, n) > 1 or max(m, n) * k < _ALONE_WITH_VECTOR):
+    alone = m * k * n <= _ALONE and (min(m, n) > 1 or max(m, n) * k < _ALONE_WITH_VECTOR)
+    if alone or x.dtype not in _NO_BIAS:  # whole numbers have no BLAS: NumPy multiplies them on one thread
         out = np.matmul(x, y)
         if bias is not None:
             out += bias
