@@ -29,7 +29,6 @@ if os.name != "posix":
 KILLED = """
 import os, random, signal, sys, time
 import minigrad as mg
-from minigrad._mode import mode
 from minigrad.checkpoint import Checkpoint
 
 folder, rounds, chance = sys.argv[1], int(sys.argv[2]), random.Random(0)
@@ -116,7 +115,6 @@ import sys
 from minigrad.cli import exit_on_interrupt
 exit_on_interrupt()
 import minigrad as mg
-from minigrad._mode import mode
 from minigrad.checkpoint import Checkpoint
 
 {inspect.getsource(training)}
