@@ -42,6 +42,7 @@ class Case:
 
 
 UNCOMPILED = {"torch.compile": "would compile for minutes, size by size"}
+ALL_KERNELS = {"minigrad, captured": "its time is minigrad's: nearly all of it is the kernels'"}
 #: Groups whose rows differ in size alone: they are drawn as curves, with the peak of memory.
 SN_SCALING, STEP_SCALING = "SN node against size", "SNDCGAN D step against batch"
 #: The case whose bytes per second others are compared with.
@@ -185,7 +186,10 @@ def table(quick: bool = False, gpu: bool = False) -> list[Case]:
         Case(COPY, "memory", Copy(numbers), bytes=8 * numbers),
         *(sn((size, size), SN_SCALING, size) for size in sizes),
         *(
-            Case(f"batch {m}", STEP_SCALING, discriminator_step(width, m), SAME_GAN, size=m, without=UNCOMPILED)
+            Case(
+                f"batch {m}", STEP_SCALING, discriminator_step(width, m), SAME_GAN, size=m,
+                without=UNCOMPILED | ALL_KERNELS,
+            )
             for m in batches
         ),
     ]  # fmt: skip

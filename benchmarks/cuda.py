@@ -48,11 +48,7 @@ def sides() -> tuple[list[Any], dict[str, str]]:
     torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
     from benchmarks import eager
 
-    there: list[Any] = [eager.Minigrad("cuda")]
-    if hasattr(there[0].root.cuda, "graph"):
-        there.append(eager.CapturedMinigrad())
-    else:
-        missing["minigrad, captured"] = "this version has no mg.cuda.graph"
+    there: list[Any] = [eager.Minigrad("cuda"), eager.CapturedMinigrad("cuda")]
     if torch is None or not torch.cuda.is_available():
         missing["torch"] = "not installed" if torch is None else f"torch {torch.__version__} cannot use the GPU"
     else:

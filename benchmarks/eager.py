@@ -86,14 +86,19 @@ class Minigrad(Library):
 
 
 class CapturedMinigrad(Minigrad):
-    """minigrad, its whole step replayed as a CUDA graph."""
+    """minigrad, its whole step captured: on a GPU, as a CUDA graph."""
 
-    def __init__(self) -> None:
-        super().__init__("cuda")
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__(device)
         self.name = "minigrad, captured"
 
     def captured(self, step: Any) -> Any:
-        return self.root.cuda.graph(step)
+        return self.root.capture(step, device=self.device)
+
+    def start(self, work: Work) -> Running:
+        if self.device == "cpu" and isinstance(work, Adam | Matmul | Copy):
+            raise LeftOut("one call of a kernel, no Python to leave out")
+        return super().start(work)
 
 
 class Torch(Library):

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.report import ratios
+from benchmarks.report import ours, ratios
 from benchmarks.suite import Result
 from benchmarks.timer import Spread
 
@@ -28,7 +28,7 @@ STYLE = {
 def draw(folder: Path, stem: str, results: Sequence[Result], starts: Sequence[dict[str, Any]]) -> list[Path]:
     """The plots that there is something for, as PNG files whose names begin with `stem`."""
     curves = [r for r in results if r.case.size and r.seconds]
-    rows = [r for r in results if not r.case.size and r.seconds]
+    rows = [r for r in results if not r.case.size and len(r.seconds) > 1]
     made: list[Path] = []
     with matplotlib.rc_context(STYLE):
         figures = {"ratios": (rows, ratio_plot), "scaling": (curves, scaling_plot), "starts": (starts, start_plot)}
@@ -42,20 +42,22 @@ def draw(folder: Path, stem: str, results: Sequence[Result], starts: Sequence[di
 def ratio_plot(results: Sequence[Result]) -> Figure:
     """Every case a line, every peer a point at the ratio of the medians, with the quartiles of the rounds."""
     groups = list(dict.fromkeys(result.case.group for result in results))
-    heights = [sum(result.case.group == group for result in results) for group in groups]
+    lines = [(result, own) for result in results for own in ours([result]) if ratios(result, own)]
+    heights = [sum(result.case.group == group for result, _ in lines) for group in groups]
     figure = Figure(figsize=(8.5, 0.24 * sum(heights) + 0.62 * len(groups) + 0.8), layout="constrained")
     all_axes = figure.subplots(len(groups), 1, sharex=True, height_ratios=[h + 0.6 for h in heights], squeeze=False)
     named: dict[str, Any] = {}
     for axes, group in zip(all_axes[:, 0], groups, strict=True):
-        members = [result for result in results if result.case.group == group]
-        for y, result in enumerate(members):
-            for peer, found in ratios(result, "minigrad").items():
+        members = [(result, own) for result, own in lines if result.case.group == group]
+        for y, (result, own) in enumerate(members):
+            for peer, found in ratios(result, own).items():
                 (low, high), colour = sorted((found.low, found.high)), COLOURS.get(peer, "black")
                 axes.plot((low, high), (y, y), color=colour, alpha=0.45, linewidth=3, solid_capstyle="round")
                 (named[peer],) = axes.plot(found.median, y, "o", color=colour, markersize=5)
         axes.axvline(1, color="#444444", linewidth=1)
         axes.set(title=group, ylim=(len(members) - 0.4, -0.6), xscale="log")
-        axes.set_yticks(range(len(members)), [result.case.name for result in members])
+        names = [result.case.name + own.removeprefix("minigrad") for result, own in members]
+        axes.set_yticks(range(len(members)), names)
         axes.grid(axis="y", visible=False)
     axes = all_axes[-1, 0]
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

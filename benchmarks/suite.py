@@ -57,6 +57,7 @@ def _class(module: str, name: str) -> Callable[[], Side]:
 #: Name -> the package that it needs, and what makes the side.
 SIDES: dict[str, tuple[str, Callable[[], Side]]] = {
     "minigrad": ("minigrad", _class("eager", "Minigrad")),
+    "minigrad, captured": ("minigrad", _class("eager", "CapturedMinigrad")),
     "torch": ("torch", lambda: torch_side("torch")),
     "torch.compile": ("torch", lambda: torch_side("torch.compile")),
     "JAX jit": ("jax", _class("with_jax", "JAX")),
@@ -68,7 +69,7 @@ def installed(names: Iterable[str] = SIDES) -> tuple[list[Side], dict[str, str]]
     """The sides that there are, minigrad first, and why the others are not there."""
     there: list[Side] = []
     missing: dict[str, str] = {}
-    chosen = [name for name in SIDES if name in {"minigrad", *names}]
+    chosen = [name for name in SIDES if name in {"minigrad", "minigrad, captured", *names}]
     if importlib.util.find_spec("torch") and {"torch", "torch.compile"} & set(chosen):
         importlib.import_module("torch")
     for name in chosen:

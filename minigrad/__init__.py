@@ -8,7 +8,6 @@ tensor([2., 4.])
 """
 
 from minigrad import (
-    _capture as _capture,
     _sharing as _sharing,
     checkpoint as checkpoint,
     export as export,
@@ -16,6 +15,7 @@ from minigrad import (
     optim as optim,
     spectral as spectral,
 )
+from minigrad._capture import capture as capture
 from minigrad._dtypes import (
     bool_,
     float16 as float16,

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import minigrad.kernels.cpu as _cpu
+from minigrad.kernels.cpu.graph import here as _here
 
 DEVICES = ("cpu", "cuda")
 
@@ -29,9 +30,11 @@ def of_dlpack(code: int) -> str:
     return check(names[code], "from_dlpack")
 
 
-def kernels(device: str) -> ModuleType:
+def kernels(device: str) -> Any:
     """The kernel package of a device; the only place where one is chosen."""
-    return _cpu if device == "cpu" else _cuda or _load_cuda()
+    if device == "cpu":
+        return _cpu if _here.recording is None else _here.recording.kernels
+    return _cuda or _load_cuda()
 
 
 def out_of_memory(who: str, device: str, error: MemoryError) -> MemoryError:

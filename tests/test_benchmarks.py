@@ -202,7 +202,7 @@ def test_some_cases_with_jax():
 def test_sides_that_are_not_installed_say_so(monkeypatch):
     monkeypatch.setattr(suite.importlib.util, "find_spec", lambda name: None if name in ("torch", "jax") else name)
     there, missing = suite.installed()
-    assert [side.name for side in there] == ["minigrad", "NumPy"]
+    assert [side.name for side in there] == ["minigrad", "minigrad, captured", "NumPy"]
     assert set(missing) == {"torch", "torch.compile", "JAX jit"} and "minigrad[peers]" in missing["torch"]
 
 

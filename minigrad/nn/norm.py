@@ -21,7 +21,7 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
     """(x − μ) / √(var + ε) · weight + bias, channel by channel, for x of shape (N, C, …).
@@ -61,7 +61,7 @@ def batch_norm(
     return (y if bias is None else y + bias.to(kind).reshape(column)).to(x.dtype)
 
 
-def _move(running: Tensor | None, new: Tensor, momentum: float) -> None:
+def _move(running: Tensor | None, new: Tensor, momentum: float | Tensor) -> None:
     if running is not None:
         running.copy_(((1 - momentum) * running + momentum * new).to(running.dtype))
 
@@ -102,15 +102,13 @@ class _BatchNorm(Module):
         if x.ndim not in self.ranks or x.shape[1] != self.num_features:
             shapes = " or ".join(self.ranks.values()).replace("C", str(self.num_features))
             raise ValueError(f"{type(self).__name__}: expected a batch of shape {shapes}; got {x.shape}")
-        momentum = self.momentum
+        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
         if self.training and self.num_batches_tracked is not None:
             count = self.num_batches_tracked + 1
-            if momentum is None:  # the plain average of all batches so far
-                momentum = 1 / count.item()
+            if self.momentum is None:  # the plain average of all batches so far
+                momentum = 1 / count.to(_dtypes.float64)
         training = self.training or self.running_mean is None
-        y = batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum or 0.0, self.eps
-        )
+        y = batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training, momentum, self.eps)
         if self.training and self.num_batches_tracked is not None:
             self.num_batches_tracked.copy_(count)
         return y

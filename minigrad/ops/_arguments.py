@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from minigrad._tensor import Tensor
+from minigrad.device import kernels
 
 Dim = int | Sequence[int] | None
 
@@ -65,6 +67,9 @@ def integers(name: str, x: Tensor, limit: int) -> None:
     if tensor(name, x, "an int64 tensor of indices").dtype.kind != "i":
         raise TypeError(f"{name}: expected indices of dtype int64; got {x.dtype}")
     if x.numel():
-        low, high = x.amin().item(), x.amax().item()
-        if low < 0 or high >= limit:
-            raise IndexError(f"{name}: expected indices in [0, {limit - 1}]; got {low if low < 0 else high}")
+        kernels(x.device).bounds(x.data, functools.partial(_inside, name, limit))
+
+
+def _inside(name: str, limit: int, low: int, high: int) -> None:
+    if low < 0 or high >= limit:
+        raise IndexError(f"{name}: expected indices in [0, {limit - 1}]; got {low if low < 0 else high}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import ModuleType
 from typing import Any
 
 from minigrad._tensor import Tensor
@@ -49,7 +48,7 @@ class SGD(Optimizer):
         if group["nesterov"] and not (group["momentum"] > 0 and group["dampening"] == 0):
             raise ValueError("SGD: nesterov needs a momentum > 0 and no dampening")
 
-    def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+    def _update(self, k: Any, params: list[Tensor], group: Group) -> None:
         momentum, gain = group["momentum"], 1 - group["dampening"]
         gains = [gain if "momentum_buffer" in self.state.get(p, ()) else 1.0 for p in params]
         states = self._states(params, *["momentum_buffer"] * bool(momentum))
@@ -90,7 +89,7 @@ class Adam(Optimizer):
         if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"{type(self).__name__}: expected two betas in [0, 1); got {group['betas']}")
 
-    def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+    def _update(self, k: Any, params: list[Tensor], group: Group) -> None:
         states = self._states(params, "exp_avg", "exp_avg_sq")
         for state in states:
             state["step"] = int(state.get("step", 0)) + 1
@@ -164,7 +163,7 @@ class RMSprop(Optimizer):
         if not 0 <= group["alpha"] <= 1:
             raise ValueError(f"RMSprop: expected alpha in [0, 1]; got {group['alpha']}")
 
-    def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+    def _update(self, k: Any, params: list[Tensor], group: Group) -> None:
         used = {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"]}
         states = self._states(params, *[name for name in used if used[name]])
         k.rmsprop(

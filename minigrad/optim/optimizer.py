@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from types import ModuleType
 from typing import Any
 
 from minigrad import _dtypes
@@ -99,7 +98,7 @@ class Optimizer:
                 self._check_gradient(p)
             for device in dict.fromkeys(p.device for p in ready):
                 on_it = [p for p in ready if p.device == device]
-                update = functools.partial(self._update, kernels(device), on_it, group)
+                update = functools.partial(self._update_on, device, on_it, group)
                 if mode.recorder is None:
                     update()
                 else:
@@ -119,7 +118,10 @@ class Optimizer:
         if g.device != p.device:
             raise RuntimeError(f"{who}: expected a gradient on the parameter's device {p.device}; got {g.device}")
 
-    def _update(self, k: ModuleType, params: list[Tensor], group: Group) -> None:
+    def _update_on(self, device: str, params: list[Tensor], group: Group) -> None:
+        self._update(kernels(device), params, group)
+
+    def _update(self, k: Any, params: list[Tensor], group: Group) -> None:
         """One step for parameters on one device, each with a gradient."""
         raise NotImplementedError(f"{type(self).__name__} defines no _update()")
 

@@ -5,6 +5,7 @@ from minigrad.kernels.cpu.array import *
 from minigrad.kernels.cpu.batch_norm import *
 from minigrad.kernels.cpu.conv import *
 from minigrad.kernels.cpu.elementwise import *
+from minigrad.kernels.cpu.graph import new_recording as new_recording, recorded_update as recorded_update
 from minigrad.kernels.cpu.index import *
 from minigrad.kernels.cpu.matmul import *
 from minigrad.kernels.cpu.optim import *

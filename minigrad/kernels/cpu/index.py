@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,19 @@ def put_add(g: Array, places: Array, shape: tuple[int, ...]) -> Array:
     """Zeros of `shape`, plus each entry of g at its flat place: the adjoint of `take`."""
     size = int(np.prod(shape))
     return index_add(np.ascontiguousarray(g).reshape(-1), 0, places.reshape(-1), size).reshape(shape)
+
+
+@jit()
+def _extent(x: Array) -> tuple[int, int]:
+    low = high = x[0]
+    for i in range(x.size):
+        low, high = min(low, x[i]), max(high, x[i])
+    return low, high
+
+
+def bounds(x: Array, check: Callable[[int, int], None]) -> None:
+    """Tell `check` the smallest and the largest of some integers."""
+    check(*_extent(np.ascontiguousarray(x).reshape(-1)))
 
 
 def flat_places(shape: tuple[int, ...], index: Any) -> Array:

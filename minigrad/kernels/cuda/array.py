@@ -16,6 +16,7 @@ from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import cuda
 from minigrad.kernels.cuda._stream import copy_in, copy_out, here
 from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
+from minigrad.kernels.recording import COPIES, READS
 
 Shape = tuple[int, ...]
 Host = np.ndarray[Any, Any]
@@ -208,7 +209,7 @@ def empty(shape: Shape, dtype: Any) -> Array:
 def from_host(data: Host) -> Array:
     """A fresh array with the values of a NumPy array."""
     if here.recording is not None:
-        here.recording.refuse("copies values from the host (a tensor made of numbers or arrays; to(device))")
+        here.recording.refuse(COPIES)
     return constant(data)
 
 
@@ -227,7 +228,7 @@ def constant(data: Host) -> Array:
 def to_host(x: Array) -> Host:
     """The values as a fresh NumPy array; waits for the device."""
     if here.recording is not None:
-        here.recording.refuse("reads values back to the host (item, numpy, to('cpu'), an `if`, a boolean mask, an SVD)")
+        here.recording.refuse(READS)
     host = np.empty(x.shape, x.dtype)
     if x.size:
         copy_out(host, contiguous(x).address)

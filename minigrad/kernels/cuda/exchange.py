@@ -16,6 +16,7 @@ from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import SIMULATED, cuda
 from minigrad.kernels.cuda._stream import handle, here, stream
 from minigrad.kernels.cuda.array import Array, row_major
+from minigrad.kernels.recording import GIVES, TAKES
 
 _CUDA, _MANAGED = 2, 13  # DLPack's devices
 _CODES = {"i": 0, "u": 1, "f": 2, "b": 6}  # DLPack's kinds of dtypes, by NumPy's
@@ -90,7 +91,7 @@ def _capsule(
     x: Array, stream: int | None = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
 ) -> Any:
     """`stream`, the taker's, waits for ours: −1 for no waiting, None for stream 1, the legacy default one."""
-    _not_in_a_step("gives memory away")
+    _not_in_a_step(GIVES)
     if dl_device not in (None, dlpack_device(x)):
         raise BufferError(f"__dlpack__: the tensor is on device {dlpack_device(x)}, not {dl_device}. Say x.to('cpu').")
     if copy:
@@ -121,7 +122,7 @@ class _Taken:
 
 def from_dlpack(x: Any) -> Array:
     """Another library's CUDA array, over its memory."""
-    _not_in_a_step("takes memory from outside")
+    _not_in_a_step(TAKES)
     capsule = x.__dlpack__(stream=handle())
     managed = _Managed.from_address(_pointer(capsule, _NEW))
     taken = _Taken(managed)
@@ -138,7 +139,7 @@ def from_dlpack(x: Any) -> Array:
 
 def interface(x: Array) -> dict[str, Any]:
     """`__cuda_array_interface__`, version 3: whoever takes it waits for the stream that it names."""
-    _not_in_a_step("gives memory away")
+    _not_in_a_step(GIVES)
     width = x.dtype.itemsize
     first = x.buffer.block.address + x.offset * width if x.size else 0
     return {
@@ -149,7 +150,7 @@ def interface(x: Array) -> dict[str, Any]:
 
 def from_interface(x: Any) -> Array:
     """An object with `__cuda_array_interface__`, over its memory."""
-    _not_in_a_step("takes memory from outside")
+    _not_in_a_step(TAKES)
     said = x.__cuda_array_interface__
     address, read_only = said["data"]
     dtype, strides = np.dtype(said["typestr"]), said.get("strides")

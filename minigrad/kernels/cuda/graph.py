@@ -9,10 +9,9 @@ host memory that is filled anew, and copied to the device, before each run.
 from __future__ import annotations
 
 import functools
-import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -22,6 +21,7 @@ from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import SIMULATED
 from minigrad.kernels.cuda._stream import copy_in, handle, here
 from minigrad.kernels.cuda.array import Array
+from minigrad.kernels.recording import let_go, refuse
 
 _LETTER = 1 << 15  # bytes; up to twice as many are copied without waiting for the device
 _ALIGNED = 64
@@ -68,8 +68,7 @@ class Recording:
         """The recording uses this memory, and keeps it itself."""
         self._kept.append(buffer)
 
-    def refuse(self, what: str) -> NoReturn:
-        raise RuntimeError(f"mg.cuda.graph: the step {what}{_who_asked()}: a captured step runs without Python.")
+    refuse = staticmethod(refuse)
 
     def number(self, compute: Callable[[], Any]) -> Array:
         """A few numbers on the device; `compute` is called now, and again before each later run."""
@@ -92,7 +91,7 @@ class Recording:
         start = self._written
         self._written += -(-values.nbytes // _ALIGNED) * _ALIGNED
         if self._written > _LETTER:
-            raise RuntimeError(f"mg.cuda.graph: more than {_LETTER} bytes of numbers that change from step to step")
+            raise RuntimeError(f"mg.capture: more than {_LETTER} bytes of numbers that change from step to step")
         array = Array(self._sent, values.shape, (1,), start // values.itemsize, values.dtype, True)
         self.write(array, values)
         return array
@@ -102,18 +101,25 @@ class Recording:
         start = slot.offset * slot.dtype.itemsize
         self._letter[start : start + slot.size * slot.dtype.itemsize].view(slot.dtype)[:] = values
 
-    def finish(self) -> None:
-        """All is written down: make the graph. RuntimeError if memory is gone that the step used and does not own."""
+    def finish(self, results: Sequence[Any]) -> None:
+        """All is written down: make the graph, and run it. RuntimeError if memory from before the step is gone.
+
+        `results`: what has an array as its `data`. They stay where they are.
+        """
         buffers = [reference() for reference in self._outside.values()]
         if None in buffers:
-            raise RuntimeError(
-                "mg.cuda.graph: the step let go of a tensor from before the step that it had used, so that it would "
-                "use the old one for ever. Change it in place, with copy_(); drop gradients with zero_grad()."
-            )
+            let_go()
         self._kept += buffers
         self._outside.clear()
         if not SIMULATED and self._launches:
             self._graph = _built(self._launches)
+        self.run()
+
+    def __str__(self) -> str:
+        return "\n".join(f"{variant.name}[{grid}, {block}]" for variant, grid, block, _ in self._launches)
+
+    def undo(self) -> None:
+        """Nothing: the device has done nothing yet."""
 
     # Afterwards ----------------------------------------------------------------------------------------------------
 
@@ -150,14 +156,6 @@ def _built(launches: list[Any]) -> Callable[[], None]:
     return functools.partial(graph.launch, stream)
 
 
-def _who_asked() -> str:
-    """The line of the user's code that we are called from."""
-    frame: Any = sys._getframe(1)
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "minigrad":
-        frame = frame.f_back
-    return f", at {frame.f_code.co_filename}:{frame.f_lineno}" if frame else ""
-
-
 # An optimizer's step is one piece of Python: it runs again for the sake of the numbers in it -------------------------
 
 
@@ -188,7 +186,7 @@ class _Renewal:
 
     def refuse(self, what: str) -> NoReturn:
         raise RuntimeError(
-            "mg.cuda.graph: since the step was captured, the optimizer has got other parameters, other options or "
+            "mg.capture: since the step was captured, the optimizer has got other parameters, other options or "
             "another state (load_state_dict, add_param_group, to). Make the step anew."
         )
 
@@ -198,7 +196,7 @@ def new_recording() -> Recording:
     return Recording()
 
 
-def recorded_update(update: Callable[[], None]) -> None:
+def recorded_update(update: Callable[[], None], gradients: Sequence[Any]) -> None:
     """Record an optimizer's step; before each later run it runs again, for its learning rate and its count alone."""
     recording = here.recording
     updates = recording.updates = []

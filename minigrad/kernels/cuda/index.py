@@ -7,6 +7,7 @@ of repeats, the same bits at every run.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from minigrad.kernels.cuda.array import (
     part,
     places,
     row_major,
+    to_host,
 )  # fmt: skip
 from minigrad.kernels.cuda.launch import NUMBERS, STORED, kernel
-from minigrad.kernels.cuda.reduce import _settled, _two_sum
+from minigrad.kernels.cuda.reduce import _settled, _two_sum, amax, amin
 
 Shape = tuple[int, ...]
 
@@ -42,6 +44,12 @@ def setitem_zeros(g: Array, shape: Shape, index: Any) -> Array:
     out = full(shape, 0, g.dtype)
     assign(out, index, g)
     return out
+
+
+def bounds(x: Array, check: Callable[[int, int], None]) -> None:
+    """Tell `check` the smallest and the largest of some integers; waits for the device."""
+    dims = tuple(range(len(x.shape)))
+    check(*(int(to_host(extremum(x, dims, False))) for extremum in (amin, amax)))
 
 
 def flat_places(shape: Shape, index: Any) -> Array:

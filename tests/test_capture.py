@@ -1,4 +1,4 @@
-"""Captured steps: bit for bit the step itself; what is guarded; what cannot be captured. On the simulator, too."""
+"""Captured steps, on every device: bit for bit the step itself; what is guarded; what cannot be captured."""
 
 from __future__ import annotations
 
@@ -8,12 +8,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import config
+from ops_table import TABLE, Row, inputs
 
 import minigrad as mg
 from minigrad._mode import mode
 from minigrad.ops.singular import sigma_max
 
-pytestmark = pytest.mark.usefixtures("on_cuda")
+pytestmark = pytest.mark.usefixtures("on_device")
+
+
+@pytest.fixture(autouse=True)
+def _where(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`capture` is that of the device."""
+    monkeypatch.setitem(globals(), "DEVICE", device)
+
+
+def capture(fn: Callable[..., Any]) -> Any:
+    return mg.capture(fn, device=DEVICE)
+
+
+DEVICE = "cpu"
 
 
 class Net(mg.nn.Module):
@@ -25,7 +40,7 @@ class Net(mg.nn.Module):
         self.second = mg.nn.utils.spectral_norm(Product(4, 2), n_power_iterations=2, order="vu", learnable_scale=True)
         self.drop = mg.nn.Dropout(0.25)
         self.register_buffer("mean", mg.zeros(4))
-        self.to(dtype).to(device="cuda")
+        self.to(dtype).to(device=DEVICE)
 
     def forward(self, x: mg.Tensor) -> mg.Tensor:
         h = self.first(x).tanh()
@@ -46,7 +61,7 @@ class Product(mg.nn.Module):
 
 def batches(n: int, dtype: Any = mg.float32, size: int = 4) -> list[mg.Tensor]:
     rng = np.random.default_rng(0)
-    return [mg.tensor(rng.standard_normal((size, 3)).astype(dtype), device="cuda") for _ in range(n)]
+    return [mg.tensor(rng.standard_normal((size, 3)).astype(dtype)) for _ in range(n)]
 
 
 def training(net: Net, optimizer: mg.optim.Optimizer) -> Callable[[mg.Tensor], mg.Tensor]:
@@ -74,7 +89,7 @@ def trained(optimizer: str, captured: bool, dtype: Any, steps: int) -> Any:
     net = Net(dtype)
     opt = OPTIMIZERS[optimizer](net.parameters())
     step = training(net, opt)
-    step = mg.cuda.graph(step) if captured else step
+    step = capture(step) if captured else step
     losses, gradients = [], []
     for i, x in enumerate(batches(steps, dtype)):
         opt.param_groups[0]["lr"] = 0.1 / (i + 1)
@@ -106,33 +121,33 @@ def test_training_is_bit_equal(optimizer: str, dtype: Any) -> None:
 def test_a_hundred_steps() -> None:
     def run(captured: bool) -> Any:
         mg.manual_seed(1)
-        w = mg.randn(2, 3, device="cuda").requires_grad_()
+        w = mg.randn(2, 3).requires_grad_()
         opt = mg.optim.Adam([w], lr=0.05)
 
         def fn(x: mg.Tensor) -> mg.Tensor:
             opt.zero_grad()
-            loss = (w * x + 0.1 * mg.randn(2, 3, device="cuda")).square().sum()
+            loss = (w * x + 0.1 * mg.randn(2, 3)).square().sum()
             loss.backward()
             opt.step()
             return loss
 
-        step = mg.cuda.graph(fn) if captured else fn
+        step = capture(fn) if captured else fn
         return [step(x[:2]).item() for x in batches(100)], w.tolist()
 
     assert run(True) == run(False)
 
 
-def test_capture_executes_nothing_and_runs_python_once() -> None:
+def test_every_call_is_one_step_and_python_runs_twice() -> None:
     calls = []
-    w = mg.ones(3, device="cuda")
+    w = mg.ones(3)
 
     def fn(x: mg.Tensor) -> mg.Tensor:
-        calls.append(w.data.address)
+        calls.append(1)
         w.copy_(w + x)
         return w * 2
 
-    step = mg.cuda.graph(fn)
-    outs = [step(mg.full((3,), float(i), device="cuda")) for i in range(5)]
+    step = capture(fn)
+    outs = [step(mg.full((3,), float(i))) for i in range(5)]
     assert len(calls) == 2
     assert w.tolist() == [11.0] * 3
     assert [x.tolist()[0] for x in outs] == [2.0, 4.0, 8.0, 14.0, 22.0]  # none overwrites another
@@ -143,22 +158,22 @@ def test_arguments_results_and_constants() -> None:
         y = x * scale + shift
         return {"y": y, "parts": (y.sum(), [y[0]], None, 7)}
 
-    step = mg.cuda.graph(fn)
+    step = capture(fn)
     for i in range(3):
         x = mg.full((2, 2), float(i))  # on the CPU: it is copied
-        out = step(x, 3.0, shift=mg.ones(2, device="cuda"))
-        assert out["y"].device == "cuda"
+        out = step(x, 3.0, shift=mg.ones(2))
+        assert out["y"].device == DEVICE
         assert out["y"].tolist() == [[3.0 * i + 1] * 2] * 2
         assert out["parts"][0].item() == 12 * i + 4
         assert out["parts"][2:] == (None, 7)
     with pytest.raises(ValueError, match=r"argument 1 was 3.0 in the first step; got 4.0"):
-        step(x, 4.0, shift=mg.ones(2, device="cuda"))
+        step(x, 4.0, shift=mg.ones(2))
 
 
 def test_two_backwards_and_a_gradient_penalty() -> None:
     def run(captured: bool) -> Any:
         mg.manual_seed(2)
-        w = mg.randn(3, device="cuda").requires_grad_()
+        w = mg.randn(3).requires_grad_()
         opt = mg.optim.SGD([w], lr=0.1)
 
         def fn(x: mg.Tensor) -> mg.Tensor:
@@ -170,35 +185,132 @@ def test_two_backwards_and_a_gradient_penalty() -> None:
             opt.step()
             return g.detach()
 
-        step = mg.cuda.graph(fn) if captured else fn
+        step = capture(fn) if captured else fn
         return [step(x[0]).tolist() for x in batches(4)], w.tolist()
 
     assert run(True) == run(False)
 
 
 def test_gradients_alone_with_the_optimizer_outside() -> None:
-    w = mg.ones(3, device="cuda").requires_grad_()
+    w = mg.ones(3).requires_grad_()
     opt = mg.optim.SGD([w], lr=0.5)
 
-    @mg.cuda.graph
+    @capture
     def step(x: mg.Tensor) -> mg.Tensor:
         loss = (w * w * x).sum()
         loss.backward()
         return loss
 
     for expected in (1.0, 0.0, 0.0):
-        assert step(mg.ones(3, device="cuda")).item() == 3 * expected
+        assert step(mg.ones(3)).item() == 3 * expected
         assert w.grad is not None
         opt.step()
         opt.zero_grad()
 
 
 def test_constants_made_in_the_step() -> None:
-    here = {"device": "cuda"}
-    step = mg.cuda.graph(lambda x: x * mg.arange(3.0, **here) + mg.zeros(3, **here) + mg.eye(3, **here))
+    here = {"device": DEVICE}
+    step = capture(lambda x: x * mg.arange(3.0, **here) + mg.zeros(3, **here) + mg.eye(3, **here))
     for i in range(4):
-        x = mg.full((3,), float(i), device="cuda")
+        x = mg.full((3,), float(i))
         assert step(x).tolist() == [[1.0, i, 2.0 * i], [0.0, i + 1.0, 2.0 * i], [0.0, i, 2.0 * i + 1]]
+
+
+def test_a_classifier_with_batch_norm(device: str) -> None:
+    """Convolutions, pooling, both ways to average a batch, dropout and classes, which are looked at in every call."""
+    if device == "cuda":
+        pytest.skip("whether classes are in range is found on the host, which a captured step on a GPU cannot ask")
+
+    def run(captured: bool) -> Any:
+        mg.manual_seed(5)
+        nn = mg.nn
+        first, second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3)
+        net = nn.Sequential(
+            first, nn.BatchNorm2d(4), nn.LeakyReLU(0.1), second, nn.BatchNorm2d(4, momentum=None), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 3),
+        )  # fmt: skip
+        nn.utils.spectral_norm(first)
+        opt = mg.optim.Adam(net.parameters())
+
+        def fn(x: mg.Tensor, y: mg.Tensor) -> Any:
+            opt.zero_grad()
+            out = net(x)
+            loss = nn.functional.cross_entropy(out, y)
+            loss.backward()
+            opt.step()
+            return loss, {"right": (out.argmax(1) == y).to(mg.float32).mean()}
+
+        step = capture(fn) if captured else fn
+        rng = np.random.default_rng(0)
+        made = []
+        for _ in range(6):
+            x, y = rng.standard_normal((5, 1, 6, 6)).astype("float32"), rng.integers(0, 3, 5)
+            loss, found = step(mg.tensor(x), mg.tensor(y))
+            made.append((loss.item(), found["right"].item()))
+        return made, {name: x.detach().numpy().tolist() for name, x in net.state_dict().items()}, step
+
+    eager, captured = run(False), run(True)
+    assert eager[:2] == captured[:2]
+    with pytest.raises(IndexError, match=r"expected indices in \[0, 2\]; got 3"):
+        captured[2](mg.zeros(5, 1, 6, 6), mg.tensor([0, 1, 2, 3, 0]))
+
+
+def test_every_op_of_the_table(device: str) -> None:
+    """With its first and second derivatives."""
+    if device == "cuda" and config.ENABLE_CUDASIM:
+        pytest.skip("minutes on the simulator, where test_ops.py launches each of these kernels")
+    tried = 0
+    for row in TABLE.values():
+        for shapes in row.shapes if row.name not in INDICES_FROM_THE_HOST else ():
+
+            def fn(*xs: mg.Tensor, row: Row = row) -> Any:
+                xs = tuple(x.detach().requires_grad_() for x in xs)
+                y = row.function(mg, *xs)
+                if y.dtype.kind != "f" or not y.requires_grad:
+                    return y
+                first = mg.grad((y * y).sum(), xs, create_graph=True, allow_unused=True)
+                found = [g for g in first if g is not None and g.requires_grad]
+                if not found:
+                    return y, first
+                second = mg.grad(sum((g * g).sum() for g in found), xs, allow_unused=True)
+                return y, first, second
+
+            step = capture(fn)
+            for seed in range(4):
+                xs = [mg.tensor(x) for x in inputs(row, shapes, seed)]
+                np.testing.assert_equal(lists(step(*xs)), lists(fn(*xs)), err_msg=row.name)
+            tried += 1
+    assert tried > 150
+
+
+INDICES_FROM_THE_HOST = {"getitem integers", "getitem mask", "gather", "index_select", "embedding"}
+
+
+def test_positions_are_arguments(device: str) -> None:
+    if device == "cuda":
+        pytest.skip("whether positions are in range is found on the host, which a captured step on a GPU cannot ask")
+    rng = np.random.default_rng(0)
+    x = mg.tensor(rng.standard_normal((4, 3)), requires_grad=True)
+
+    def fn(rows: mg.Tensor, columns: mg.Tensor) -> Any:
+        x.grad = None
+        y = mg.index_select(x, 0, rows), mg.gather(x, 1, columns), mg.embedding(columns, x)
+        (y[0].square().sum() + y[1].square().sum() + y[2].square().sum()).backward()
+        return y
+
+    step = capture(fn)
+    for _ in range(4):
+        given = mg.tensor(rng.integers(0, 4, 5)), mg.tensor(rng.integers(0, 3, (4, 2)))
+        made, gradient = lists(step(*given)), x.grad.tolist()
+        assert made == lists(fn(*given))
+        assert gradient == x.grad.tolist()
+    refused(lambda x: x[[0, 2]], "copies values from the host.*" + HERE)
+
+
+def lists(out: Any) -> Any:
+    if isinstance(out, tuple | list):
+        return [lists(x) for x in out]
+    return out if out is None else out.detach().numpy().tolist()
 
 
 @pytest.mark.parametrize("gradient", ["fixed_uv", "unrolled", "detached"])
@@ -208,14 +320,29 @@ def test_dense_layers_in_every_convention(gradient: str) -> None:
         net = mg.nn.Sequential(mg.nn.Linear(3, 4), mg.nn.ReLU(), mg.nn.Linear(4, 1))
         for layer in (net[0], net[2]):
             mg.nn.utils.spectral_norm(layer, gradient=gradient)
-        net.to(device="cuda")
+        net.to(device=DEVICE)
         opt = mg.optim.Adam(net.parameters(), betas=(0.0, 0.9))
         step = training(net, opt)  # type: ignore[arg-type]
-        step = mg.cuda.graph(step) if captured else step
+        step = capture(step) if captured else step
         losses = [step(x).item() for x in batches(5)]
         return losses, {name: x.detach().numpy().tolist() for name, x in net.state_dict().items()}
 
     assert run(True) == run(False)
+
+
+def test_what_a_step_does_can_be_read(device: str) -> None:
+    w = mg.ones(3).requires_grad_()
+    step = capture(lambda x: (w * x).exp().sum())
+    assert "second call" in str(step)
+    for _ in range(2):
+        step(mg.ones(3))
+    lines = [line.strip() for line in str(step).splitlines()]
+    if device == "cuda":
+        assert any("exp" in line for line in lines)
+    else:
+        assert lines[:2] == ["# a0: float32 (3,)", "# a1: float32 (3,)"]
+        assert lines[2:5] == ["def step():", "v0 = mul(a0, a1)", "v1 = exp(v0)"]
+        assert lines[-1] == "return (v2,)"
 
 
 # Guards ---------------------------------------------------------------------------------------------------------------
@@ -224,7 +351,7 @@ def test_dense_layers_in_every_convention(gradient: str) -> None:
 def test_what_has_changed_is_said() -> None:
     net = Net()
     opt = mg.optim.Adam(net.parameters())
-    step = mg.cuda.graph(training(net, opt))
+    step = capture(training(net, opt))
     x, other = batches(2)
     step(x)
     for _ in range(2):  # after the first step, and after the second
@@ -254,7 +381,7 @@ def test_what_has_changed_is_said() -> None:
 def test_what_was_replaced_is_said() -> None:
     net = Net()
     opt = mg.optim.Adam(net.parameters())
-    step = mg.cuda.graph(training(net, opt))
+    step = capture(training(net, opt))
     x = batches(1)[0]
     for _ in range(3):
         step(x)
@@ -264,10 +391,10 @@ def test_what_was_replaced_is_said() -> None:
         step(x)
     assert [s["step"] for s in opt.state.values()] == [3, 3, 3]
     assert _default().get_state() == before
-    step = mg.cuda.graph(training(net, opt))
+    step = capture(training(net, opt))
     for _ in range(3):
         step(x)
-    net.mean = mg.zeros(4, device="cuda")
+    net.mean = mg.zeros(4)
     with pytest.raises(RuntimeError, match=r"'mean', of shape \(4,\), has been replaced"):
         step(x)
 
@@ -275,17 +402,17 @@ def test_what_was_replaced_is_said() -> None:
 def test_a_loaded_state_dict_is_used() -> None:
     net = Net()
     x = batches(1)[0]
-    step = mg.cuda.graph(lambda x: net(x))
+    step = capture(lambda x: net(x))
     net.drop.eval()
     for _ in range(3):
         step(x)
-    net.load_state_dict({name: mg.zeros(*y.shape, device="cuda") for name, y in net.state_dict().items()})
+    net.load_state_dict({name: mg.zeros(*y.shape) for name, y in net.state_dict().items()})
     assert (step(x) == 0).all().item()
 
 
 # What cannot be captured ----------------------------------------------------------------------------------------------
 
-HERE = r", at .*test_cuda_graph.py:\d+"
+HERE = r", at .*test_capture.py:\d+"
 
 
 @pytest.mark.parametrize(
@@ -294,17 +421,32 @@ HERE = r", at .*test_cuda_graph.py:\d+"
         (lambda x: x * x.sum().item(), "reads values back to the host" + " .*" + HERE),
         (lambda x: x if x.sum() > 0 else -x, "reads values back" + " .*" + HERE),
         (lambda x: x[x > 0], "a boolean mask" + ".*" + HERE),
-        (lambda x: sigma_max(x, 0), "an SVD.*" + HERE),
-        (lambda x: x.to("cpu"), r"reads values back .*to\('cpu'\)"),
-        (lambda x: x * mg.tensor([1.0, 2.0, 3.0], device="cuda"), "copies values from the host.*" + HERE),
-        (lambda x: (mg.cuda.synchronize(), x)[1], "waits for the device"),
-        (lambda x: (mg.ones(2) * 2, x)[1], r"op 'mul' ran on the CPU.*Move its tensors to 'cuda'"),
+        (lambda x: x * mg.tensor([1.0, 2.0, 3.0]), "copies values from the host.*" + HERE),
         (lambda x: (x.__dlpack__(), x)[1], "gives memory away"),
     ],
-    ids=["item", "if", "mask", "svd", "to", "tensor", "synchronize", "cpu", "dlpack"],
+    ids=["item", "if", "mask", "tensor", "dlpack"],
 )
 def test_a_step_that_cannot_be_captured(fn: Any, complaint: str) -> None:
-    step = mg.cuda.graph(fn)
+    refused(fn, complaint)
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(
+    ("fn", "complaint"),
+    [
+        (lambda x: sigma_max(x, 0), "an SVD.*" + HERE),
+        (lambda x: x.to("cpu"), r"reads values back .*to\('cpu'\)"),
+        (lambda x: (mg.cuda.synchronize(), x)[1], "waits for the device"),
+        (lambda x: (mg.ones(2, device="cpu") * 2, x)[1], r"op 'mul' ran on 'cpu', .* is captured on 'cuda'. Move"),
+    ],
+    ids=["svd", "to", "synchronize", "cpu"],
+)
+def test_a_step_that_cannot_be_captured_on_a_gpu(fn: Any, complaint: str) -> None:
+    refused(fn, complaint)
+
+
+def refused(fn: Any, complaint: str) -> None:
+    step = capture(fn)
     x = batches(1)[0]
     step(x)  # runs as it is
     with pytest.raises(RuntimeError, match=complaint):
@@ -330,7 +472,7 @@ def test_state_does_not_advance_when_a_capture_fails() -> None:
         moments = [{k: v if k == "step" else v.tolist() for k, v in s.items()} for s in opt.state.values()]
         return values, moments, _default().get_state()
 
-    step = mg.cuda.graph(fn)
+    step = capture(fn)
     x = batches(1)[0]
     step(x)
     before = state()
@@ -343,63 +485,64 @@ def test_state_does_not_advance_when_a_capture_fails() -> None:
 
 
 def test_gradients_of_the_step_before() -> None:
-    w = mg.ones(3, device="cuda").requires_grad_()
-    step = mg.cuda.graph(lambda x: (w * x).sum().backward())
-    step(mg.ones(3, device="cuda"))
+    w = mg.ones(3).requires_grad_()
+    step = capture(lambda x: (w * x).sum().backward())
+    step(mg.ones(3))
     with pytest.raises(RuntimeError, match=r"adds to the gradient, from before the step.*zero_grad\(\)"):
-        step(mg.ones(3, device="cuda"))
+        step(mg.ones(3))
 
 
 def test_a_tensor_that_is_replaced_instead_of_changed() -> None:
     class Carrying:
-        h = mg.zeros(3, device="cuda")
+        h = mg.zeros(3)
 
         def __call__(self, x: mg.Tensor) -> mg.Tensor:
             self.h = self.h * 0.5 + x
             return self.h
 
-    step = mg.cuda.graph(Carrying())
-    step(mg.ones(3, device="cuda"))
+    step = capture(Carrying())
+    step(mg.ones(3))
     with pytest.raises(RuntimeError, match=r"let go of a tensor from before the step.*copy_\(\)"):
-        step(mg.ones(3, device="cuda"))
+        step(mg.ones(3))
 
 
 def test_a_parameter_that_joins_in_the_second_step() -> None:
-    a, b = (mg.ones(3, device="cuda").requires_grad_() for _ in range(2))
+    a, b = (mg.ones(3).requires_grad_() for _ in range(2))
     opt = mg.optim.Adam([a, b])
     calls = []
 
-    @mg.cuda.graph
+    @capture
     def step(x: mg.Tensor) -> None:
         calls.append(1)
         opt.zero_grad()
         ((a + b if len(calls) > 1 else a) * x).sum().backward()
         opt.step()
 
-    step(mg.ones(3, device="cuda"))
+    step(mg.ones(3))
     with pytest.raises(RuntimeError, match=r"made its state .* in the second step"):
-        step(mg.ones(3, device="cuda"))
+        step(mg.ones(3))
 
 
 def test_a_step_in_a_step() -> None:
-    inner = mg.cuda.graph(lambda x: x * 2)
+    inner = capture(lambda x: x * 2)
     with pytest.raises(RuntimeError, match="cannot be a part of another"):
-        mg.cuda.graph(lambda x: inner(x))(mg.ones(3, device="cuda"))
+        capture(lambda x: inner(x))(mg.ones(3))
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("on_cuda")
 def test_memory_of_a_step_is_its_own_and_comes_back() -> None:
     gc.collect()
-    x = mg.ones(1000, device="cuda")
-    step = mg.cuda.graph(lambda x: ((x * 2) * 3 + 1).sum())
+    x = mg.ones(1000)
+    step = capture(lambda x: ((x * 2) * 3 + 1).sum())
     step(x)
     before = mg.cuda.memory_reserved()
     step(x)
     grown = mg.cuda.memory_reserved() - before
     assert 0 < grown <= 2 * 4096 + (1 << 15) + 8 * 512  # two blocks take turns, whatever the number of ops
-    held = [mg.full((1000,), 9.0, device="cuda") for _ in range(8)]  # take nothing from the step
+    held = [mg.full((1000,), 9.0) for _ in range(8)]  # take nothing from the step
     assert step(x).item() == 7000
     assert all((other == 9).all().item() for other in held)
     del step, held

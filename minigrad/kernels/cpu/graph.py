@@ -1,0 +1,207 @@
+"""A recorded step: calls of kernels, written down while they were made, to be made again as one Python function.
+
+A call is a line of that function, `v7 = linear(v2, v5, a3)`. Arrays that the step made are its variables. Arrays from
+before the step are used where they lie, and must still be there when it is over; whatever else a kernel was given is a
+constant. There is neither graph nor Tensor in it, and so none of their cost, which for small networks is most of a
+step's. Numbers that change from step to step are asked for by the kernels themselves (a draw of random numbers), or by
+the optimizer's own Python, which is one line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
+
+_NOT_WRITTEN = {
+    "is_view", "is_writable", "shares_memory", "memory_allocated", "dlpack_device", "new_recording", "recorded_update",
+}  # fmt: skip
+_REFUSED = {
+    "to_host": READS, "has_nan": READS, "from_host": COPIES, "flat_places": COPIES,
+    "dlpack": GIVES, "from_dlpack": TAKES,
+}  # fmt: skip
+_WRITERS = {"assign", "sgd", "adam", "rmsprop"}
+
+
+class _Here(threading.local):
+    """Per thread: the step that is being recorded."""
+
+    recording: Recording | None = None
+
+
+here = _Here()
+
+
+class Recording:
+    """The calls of one step; `run()` makes them."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[str, set[str]]] = []  # and the variables in it
+        self._names: dict[int, tuple[Callable[[], Any], str]] = {}  # id -> an array that the step knows, its name
+        self._outside: dict[str, weakref.ref[Array]] = {}
+        self._constants: dict[str, Any] = {}
+        self._variables = 0
+        self._written: list[tuple[Array, Array]] = []  # arrays, and what they held before
+        self._updating = False
+        self._used: set[str] = set()  # variables in the line that is being written
+        self.kernels = _Kernels(self)  # what an op is given meanwhile
+
+    # While it is being recorded ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def record(self) -> Iterator[None]:
+        """Kernels that this thread calls are written down."""
+        here.recording = self
+        try:
+            yield
+        finally:
+            here.recording = None
+
+    def call(self, name: str, kernel: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if name in _WRITERS:
+            self._written += [(x, x.copy()) for x in _arrays(args)]
+        out = kernel(*args, **options)
+        if not (self._updating or any(out is x for x in args)):  # what came back as it was given needs no line
+            self._constants[name] = kernel
+            self._add(name, [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())], out)
+        return out
+
+    def update(self, update: Callable[[], None], gradients: Sequence[Any]) -> None:
+        def with_gradients(*arrays: Array) -> None:
+            for gradient, array in zip(gradients, arrays, strict=True):
+                gradient.data = array
+            update()
+
+        self._updating = True
+        update()
+        self._updating = False
+        name = f"update{len(self._lines)}"
+        self._constants[name] = with_gradients
+        self._add(name, [self._word(gradient.data) for gradient in gradients], None)
+
+    def _add(self, name: str, arguments: list[str], out: Any) -> None:
+        call = f"{name}({', '.join(arguments)})"
+        made = [self._variable(x) for x in (out if type(out) is tuple else () if out is None else (out,))]
+        made[-1:] = [word + "," * (type(out) is tuple and len(out) == 1) for word in made[-1:]]
+        self._lines.append((f"{', '.join(made)} = {call}" if made else call, self._used))
+        self._used = set()
+
+    def _variable(self, x: Any) -> str:
+        name = f"v{self._variables}"
+        self._variables += 1
+        self._names[id(x)] = (weakref.ref(x) if isinstance(x, np.ndarray) else lambda: x), name
+        self._used.add(name)
+        return name
+
+    def _word(self, x: Any) -> str:
+        """How the function speaks of an argument."""
+        known, name = self._names.get(id(x), (None, ""))
+        if known is not None and known() is x:
+            if name not in self._outside:
+                self._used.add(name)
+            return name
+        if isinstance(x, np.ndarray):
+            name = f"a{len(self._outside)}"
+            self._outside[name] = weakref.ref(x)
+            self._names[id(x)] = self._outside[name], name
+            return name
+        if type(x) in (tuple, list):
+            return _tuple(map(self._word, x))
+        if x is None or type(x) in (bool, int, str) or (type(x) is float and math.isfinite(x)):
+            return repr(x)
+        name = "..." if x is ... else x.name if isinstance(x, np.dtype) else f"c{len(self._constants)}"
+        self._constants[name] = x
+        return name
+
+    def finish(self, results: Sequence[Any]) -> None:
+        """All is written down: make the function. `results`: what has an array as its `data`, set anew by each run."""
+        ends = [self._word(x.data) for x in results]
+        for name, reference in self._outside.items():
+            array = reference()
+            if array is None:
+                let_go()
+            self._constants[name] = array
+        kept, lines = set(ends), [f"    return {_tuple(ends)}"]
+        for line, used in reversed(self._lines):
+            if gone := ", ".join(sorted(used - kept)):  # no later line has them
+                lines.append(f"    del {gone}")
+            lines.append(f"    {line}")
+            kept |= used
+        self._text = "\n".join(["def step():", *reversed(lines)])
+        exec(compile(self._text, "<captured step>", "exec"), self._constants)
+        self._step, self._results = self._constants["step"], results
+        self._lines, self._names, self._written = [], {}, []
+
+    def __str__(self) -> str:
+        arrays = [f"{name}: {x.dtype} {x.shape}" for name, x in self._constants.items() if name in self._outside]
+        others = [f"{name} = {x!r}" for name, x in self._constants.items() if re.fullmatch(r"c\d+", name)]
+        return "\n".join(["# " + line for line in arrays + others] + [self._text])
+
+    def undo(self) -> None:
+        """Put back what the step has written over: it was made while it was recorded."""
+        for array, before in reversed(self._written):
+            array[...] = before
+
+    # Afterwards ----------------------------------------------------------------------------------------------------
+
+    def renew(self) -> None:
+        """Nothing: numbers that change are asked for in the step."""
+
+    def run(self) -> None:
+        """One step."""
+        for result, array in zip(self._results, self._step(), strict=True):
+            result.data = array
+
+
+class _Kernels:
+    """The kernels, for as long as a step is recorded."""
+
+    def __init__(self, recording: Recording):
+        self._recording = recording
+
+    def __getattr__(self, name: str) -> Any:
+        import minigrad.kernels.cpu as package  # which this module is a part of
+
+        kernel, recording = getattr(package, name), self._recording
+        if name in _NOT_WRITTEN:
+            return kernel
+
+        def call(*args: Any, **options: Any) -> Any:
+            if name in _REFUSED:
+                refuse(_REFUSED[name])
+            return recording.call(name, kernel, args, options)
+
+        return call
+
+
+def _tuple(words: Iterable[str]) -> str:
+    words = list(words)
+    return f"({', '.join(words)}{',' * (len(words) == 1)})"
+
+
+def _arrays(x: Any) -> Iterator[Array]:
+    if isinstance(x, np.ndarray):
+        yield x
+    elif isinstance(x, tuple | list):
+        for y in x:
+            yield from _arrays(y)
+
+
+def new_recording() -> Recording:
+    """What a step is recorded with."""
+    return Recording()
+
+
+def recorded_update(update: Callable[[], None], gradients: Sequence[Any]) -> None:
+    """Record an optimizer's step, which uses the arrays that are `data` of the gradients."""
+    assert here.recording is not None
+    here.recording.update(update, gradients)
