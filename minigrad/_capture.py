@@ -59,14 +59,13 @@ class _Watch:
             self._undo[id(optimizer)] = lambda: setattr(optimizer, "state", state)
         self.ran_on(params[0].device, f"{type(optimizer).__name__}.step")
         before = {p: len(optimizer.state.get(p, ())) for p in params}
-        grads = [p.grad for p in params]
 
-        def with_its_gradients() -> None:
-            for p, g in zip(params, grads, strict=True):
-                p.grad = g
+        def with_gradients(*gradients: Any) -> None:
+            for p, g in zip(params, gradients, strict=True):
+                p.grad = Tensor(g, self.device)
             update()
 
-        kernels(self.device).recorded_update(with_its_gradients, grads)
+        kernels(self.device).recorded_update(with_gradients, [p.grad.data for p in params if p.grad is not None])
         for p in params:
             if len(optimizer.state.get(p, ())) != before[p]:
                 raise RuntimeError(
@@ -123,17 +122,19 @@ class CapturedStep:
                 if isinstance(x, Tensor):
                     self._inputs[name].copy_(x.detach().to(device=self._device))
         if self._recording is None:
-            self._capture()
+            results, gradients = self._capture()
         else:
             self._check_memory()
             self._recording.renew()
             for tensor in self._changed:
                 tensor.version[0] += 1
-            self._recording.run()
-        for leaf, g in self._grads:
-            leaf.grad = g
-        with no_grad():
-            return _each(self._out, lambda x: x.clone())
+            for leaf in self._leaves:
+                leaf.grad = None  # so that its memory is used again
+            results, gradients = self._recording.run()
+        for leaf, g in zip(self._leaves, gradients, strict=True):
+            leaf.grad = Tensor(g, self._device)
+        left = iter(results)
+        return _each(self._form, lambda _: Tensor(next(left), self._device))
 
     def __str__(self) -> str:
         if self._recording is None:
@@ -156,7 +157,7 @@ class CapturedStep:
         args = [x for name, x in self._inputs.items() if isinstance(name, int)]
         return self._fn(*args, **{name: x for name, x in self._inputs.items() if isinstance(name, str)})
 
-    def _capture(self) -> None:
+    def _capture(self) -> tuple[Any, Any]:
         """Record the step, and make it. If that fails, what it has changed is put back."""
         recording = kernels(self._device).new_recording()
         watch = _Watch(self._device, recording)
@@ -165,9 +166,9 @@ class CapturedStep:
         try:
             with recording.record(), watch.watching(), witnessed(watch.witness):
                 out = _each(self._run(), lambda x: x.detach())
-            self._out = out
-            self._grads = [(leaf, leaf.grad) for leaf in watch.leaves.values()]
-            recording.finish([*_tensors(out), *(g for _, g in self._grads if g is not None)])
+            self._form = _each(out, lambda x: Tensor(None))
+            self._leaves = [leaf for leaf in watch.leaves.values() if leaf.grad is not None]
+            made = recording.finish(_arrays(out), [leaf.grad.data for leaf in self._leaves if leaf.grad is not None])
         except BaseException:
             recording.undo()
             watch.undo()
@@ -176,6 +177,7 @@ class CapturedStep:
         self._states = watch.states
         self._changed = [x for x, version in zip(tensors, versions, strict=True) if x.version[0] != version]
         self._memory = [(tree, name, x, x.data) for tree, name, x in self._tensors()]
+        return made
 
     def _tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
         for m in self._modules.values():
@@ -245,9 +247,15 @@ def _each(out: Any, f: Callable[[Tensor], Tensor]) -> Any:
     return out
 
 
-def _tensors(out: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    _each(out, lambda x: found.append(x) or x)  # type: ignore[func-returns-value]
+def _arrays(out: Any) -> list[Any]:
+    """Of the tensors, in that order."""
+    found: list[Any] = []
+
+    def look(x: Tensor) -> Tensor:
+        found.append(x.data)
+        return x
+
+    _each(out, look)
     return found
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from minigrad.kernels.cpu.array import Array
 from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
 
+Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _NOT_WRITTEN = {
     "is_view", "is_writable", "shares_memory", "memory_allocated", "dlpack_device", "new_recording", "recorded_update",
 }  # fmt: skip
@@ -70,27 +71,23 @@ class Recording:
         if name in _WRITERS:
             self._written += [(x, x.copy()) for x in _arrays(args)]
         out = kernel(*args, **options)
-        if not (self._updating or any(out is x for x in args)):  # what came back as it was given needs no line
+        if not (self._updating or self._known(out)):  # what came back as it was given needs no line
             self._constants[name] = kernel
             self._add(name, [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())], out)
         return out
 
-    def update(self, update: Callable[[], None], gradients: Sequence[Any]) -> None:
-        def with_gradients(*arrays: Array) -> None:
-            for gradient, array in zip(gradients, arrays, strict=True):
-                gradient.data = array
-            update()
-
+    def update(self, update: Callable[..., None], gradients: Sequence[Array]) -> None:
         self._updating = True
-        update()
+        update(*gradients)
         self._updating = False
         name = f"update{len(self._lines)}"
-        self._constants[name] = with_gradients
-        self._add(name, [self._word(gradient.data) for gradient in gradients], None)
+        self._constants[name] = update
+        self._add(name, list(map(self._word, gradients)), None)
 
     def _add(self, name: str, arguments: list[str], out: Any) -> None:
         call = f"{name}({', '.join(arguments)})"
-        made = [self._variable(x) for x in (out if type(out) is tuple else () if out is None else (out,))]
+        outs = out if type(out) is tuple else () if out is None else (out,)
+        made = [self._known(x) or self._variable(x) for x in outs]
         made[-1:] = [word + "," * (type(out) is tuple and len(out) == 1) for word in made[-1:]]
         self._lines.append((f"{', '.join(made)} = {call}" if made else call, self._used))
         self._used = set()
@@ -102,10 +99,14 @@ class Recording:
         self._used.add(name)
         return name
 
+    def _known(self, x: Any) -> str:
+        """The name of an array that the step has made or met; of all else, nothing."""
+        reference, name = self._names.get(id(x), (None, ""))
+        return name if reference is not None and reference() is x else ""
+
     def _word(self, x: Any) -> str:
         """How the function speaks of an argument."""
-        known, name = self._names.get(id(x), (None, ""))
-        if known is not None and known() is x:
+        if name := self._known(x):
             if name not in self._outside:
                 self._used.add(name)
             return name
@@ -122,9 +123,10 @@ class Recording:
         self._constants[name] = x
         return name
 
-    def finish(self, results: Sequence[Any]) -> None:
-        """All is written down: make the function. `results`: what has an array as its `data`, set anew by each run."""
-        ends = [self._word(x.data) for x in results]
+    def finish(self, results: Sequence[Array], gradients: Sequence[Array]) -> Made:
+        """All is written down: make the function whose runs return such results and gradients."""
+        self._borrowed = [x.base is not None or self._word(x) in self._outside for x in results]
+        ends = [*map(self._word, results), *map(self._word, gradients)]
         for name, reference in self._outside.items():
             array = reference()
             if array is None:
@@ -138,8 +140,13 @@ class Recording:
             kept |= used
         self._text = "\n".join(["def step():", *reversed(lines)])
         exec(compile(self._text, "<captured step>", "exec"), self._constants)
-        self._step, self._results = self._constants["step"], results
+        self._step = self._constants["step"]
         self._lines, self._names, self._written = [], {}, []
+        return self._own(results), gradients
+
+    def _own(self, results: Sequence[Array]) -> list[Array]:
+        """In memory that is nobody else's."""
+        return [x.copy() if borrowed else x for x, borrowed in zip(results, self._borrowed, strict=True)]
 
     def __str__(self) -> str:
         arrays = [f"{name}: {x.dtype} {x.shape}" for name, x in self._constants.items() if name in self._outside]
@@ -156,10 +163,11 @@ class Recording:
     def renew(self) -> None:
         """Nothing: numbers that change are asked for in the step."""
 
-    def run(self) -> None:
+    def run(self) -> Made:
         """One step."""
-        for result, array in zip(self._results, self._step(), strict=True):
-            result.data = array
+        made = self._step()
+        results = len(self._borrowed)
+        return self._own(made[:results]), made[results:]
 
 
 class _Kernels:
@@ -201,7 +209,7 @@ def new_recording() -> Recording:
     return Recording()
 
 
-def recorded_update(update: Callable[[], None], gradients: Sequence[Any]) -> None:
-    """Record an optimizer's step, which uses the arrays that are `data` of the gradients."""
+def recorded_update(update: Callable[..., None], gradients: Sequence[Array]) -> None:
+    """Record an optimizer's step, which is given its gradients."""
     assert here.recording is not None
     here.recording.update(update, gradients)

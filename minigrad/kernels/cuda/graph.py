@@ -20,9 +20,10 @@ import numpy as np
 from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import SIMULATED
 from minigrad.kernels.cuda._stream import copy_in, handle, here
-from minigrad.kernels.cuda.array import Array
+from minigrad.kernels.cuda.array import Array, copy
 from minigrad.kernels.recording import let_go, refuse
 
+Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _LETTER = 1 << 15  # bytes; up to twice as many are copied without waiting for the device
 _ALIGNED = 64
 
@@ -101,10 +102,10 @@ class Recording:
         start = slot.offset * slot.dtype.itemsize
         self._letter[start : start + slot.size * slot.dtype.itemsize].view(slot.dtype)[:] = values
 
-    def finish(self, results: Sequence[Any]) -> None:
-        """All is written down: make the graph, and run it. RuntimeError if memory from before the step is gone.
+    def finish(self, results: Sequence[Array], gradients: Sequence[Array]) -> Made:
+        """All is written down: make the graph, whose runs leave such results and gradients where these are; run it.
 
-        `results`: what has an array as its `data`. They stay where they are.
+        RuntimeError if memory from before the step is gone.
         """
         buffers = [reference() for reference in self._outside.values()]
         if None in buffers:
@@ -113,7 +114,8 @@ class Recording:
         self._outside.clear()
         if not SIMULATED and self._launches:
             self._graph = _built(self._launches)
-        self.run()
+        self._results, self._gradients = results, gradients
+        return self.run()
 
     def __str__(self) -> str:
         return "\n".join(f"{variant.name}[{grid}, {block}]" for variant, grid, block, _ in self._launches)
@@ -128,7 +130,7 @@ class Recording:
         for compute in self._again:
             compute()
 
-    def run(self) -> None:
+    def run(self) -> Made:
         """One step on the device; does not wait for it."""
         if self._written:
             copy_in(self._sent.block.address, self._letter[: self._written])
@@ -137,6 +139,7 @@ class Recording:
         else:
             for variant, grid, block, packed in self._launches:
                 variant.run(grid, block, packed)
+        return list(map(copy, self._results)), self._gradients
 
 
 def _built(launches: list[Any]) -> Callable[[], None]:
@@ -196,16 +199,16 @@ def new_recording() -> Recording:
     return Recording()
 
 
-def recorded_update(update: Callable[[], None], gradients: Sequence[Any]) -> None:
+def recorded_update(update: Callable[..., None], gradients: Sequence[Array]) -> None:
     """Record an optimizer's step; before each later run it runs again, for its learning rate and its count alone."""
     recording = here.recording
     updates = recording.updates = []
-    update()
+    update(*gradients)
 
     def again() -> None:
         here.recording = _Renewal(recording_of_step, updates)
         try:
-            update()
+            update(*gradients)
         finally:
             here.recording = None
 
