@@ -173,6 +173,11 @@ if hasattr(os, "register_at_fork"):
 _one_at_a_time = threading.RLock()
 
 
+# Numba would make parallel regions of `np.zeros(3)` and of every `x[:] = y`, too, each worth microseconds.
+_OTHERS = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
+_PRANGE_ALONE = {"prange": True} | dict.fromkeys(_OTHERS, False)
+
+
 class Kernel:
     """A compiled function with two variants of one text. The size of its first argument chooses.
 
@@ -194,7 +199,7 @@ class Kernel:
         return self._variant("parallel")
 
     def _variant(self, which: str) -> Any:
-        dispatcher = numba.njit(self._fn, parallel=which == "parallel", **_OPTIONS)
+        dispatcher = numba.njit(self._fn, parallel=which == "parallel" and dict(_PRANGE_ALONE), **_OPTIONS)
         dispatcher._cache = _DiskCache(f"{self._name}-{which}")
         compile = dispatcher._compile_for_args
 

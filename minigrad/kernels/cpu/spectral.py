@@ -170,10 +170,11 @@ def _scaled(w: Array, sigma: Any, out: Array) -> None:
 
 
 @helper
-def _pull_rows(out: Array, g: Array, t: Array, x: Array, inverse: Any, first: int, last: int) -> None:
+def _pull_rows(out: Array, g: Array, slope: float, u: Array, x: Array, inverse: Any, first: int, last: int) -> None:
     for i in range(first, last):
+        t = g.dtype.type(slope * u[i])
         for q in range(x.size):
-            out[i, q] = (g[i, q] - t[i] * x[q]) * inverse
+            out[i, q] = (g[i, q] - t * x[q]) * inverse
 
 
 @jit(_PARALLEL_FROM)
@@ -188,11 +189,10 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
     slope = _total(parts) / sigma
     x = v.reshape(a, b)
     inverse = g.dtype.type(1 / sigma)
-    t = (slope * u).astype(g.dtype)
     blocks = -(-m // _ROWS)
     for block in prange(a * blocks):
         p, first = block // blocks, block % blocks * _ROWS
-        _pull_rows(out[p], g[p], t, x[p], inverse, first, min(m, first + _ROWS))
+        _pull_rows(out[p], g[p], slope, u, x[p], inverse, first, min(m, first + _ROWS))
 
 
 # What the ops call ----------------------------------------------------------------------------------------------------
