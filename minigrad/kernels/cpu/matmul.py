@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _scratch, _tile
+from minigrad.kernels.cpu import _tile
 from minigrad.kernels.cpu._jit import helper, jit, num_threads
 from minigrad.kernels.cpu.array import Array
 
@@ -53,50 +53,61 @@ def _fill(panel: Any, y: Any, first: int, low: int, high: int, turned: bool, pla
             _line(out, (k - low) * width, given, k * y.shape[1] + first, columns, width)
 
 
-@jit(_PARALLEL_FROM, formula=_tile.tile)
-def _strips(laid: Any, x: Any) -> None:
-    """laid[b, s, k] = the rows of xᵀ that tile s reads at step k; what there is of them."""
-    _, strips, depth, height = laid.shape
-    size = x.shape[2]
-    for i in prange(len(x) * strips):
-        b, s = np.int64(i) // strips, np.int64(i) % strips
-        out, given = laid[b, s].reshape(-1), x[b].reshape(-1)
-        for k in range(depth):
-            if (s + 1) * height <= size:
-                _tile.copy_rows(out, k * height, given, k * size + s * height, height)
-            else:
-                for j in range(size - s * height):
-                    out[k * height + j] = given[k * size + s * height + j]
+@helper
+def _lay(out: Any, x: Any, first: int) -> None:
+    """out[k, i] = x[k, first + i]: the rows of xᵀ that a tile reads at step k; what there is of them."""
+    height, flat, given = out.shape[1], out.reshape(-1), x.reshape(-1)
+    depth, size = x.shape
+    for k in range(depth):
+        if first + height <= size:
+            _tile.copy_rows(flat, k * height, given, k * size + first, height)
+        else:
+            for i in range(size - first):
+                flat[k * height + i] = given[k * size + first + i]
+
+
+@helper
+def _every(step: int, count: int) -> Any:
+    """0, step, 2 step, …"""
+    made = np.empty(count, np.int64)
+    for i in range(count):
+        made[i] = i * step
+    return made
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)
 def _multiply(
-    out: Any, x: Any, y: Any, bias: Any, panels: Any, products: Any, x_of: Any, y_of: Any,
-    matrix: int, strip: int, row: int, step: int, turned: bool,
+    out: Any, x: Any, y: Any, bias: Any, x_of: Any, y_of: Any, x_turned: bool, y_turned: bool,
+    height: int, width: int, threads: int,
 ) -> None:  # fmt: skip
-    """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of y may lie transposed.
+    """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of x, and of y, may lie transposed.
 
-    Batch b multiplies matrices x_of[b] and y_of[b]; x is flat, `strip` is the way from a tile's rows to the next's.
-    Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a block. Rows and
-    columns that only fill up a tile hold anything, and are not copied out.
+    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x, the rows that a tile reads are laid side by side
+    first. Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a block. Rows
+    and columns that only fill up a tile hold anything, and are not copied out.
     """
     _, m, n = out.shape
-    depth, (kept, width), block = y.shape[2] if turned else y.shape[1], panels.shape[1:], products.shape[1]
-    height, blocks, each = block // _TILES, (m + block - 1) // block, (n + width - 1) // width
-    steps, places, lines = np.empty(_STEPS, np.int64), np.empty(kept, np.int64), np.empty(width // 2, np.int64)
-    for k in range(_STEPS):
-        steps[k] = k * step
-    for k in range(kept):
-        places[k] = k * width
-    for j in range(width // 2):
-        lines[j] = j * depth
-    whole, last = np.empty(height, np.int64), np.empty(height, np.int64)
+    depth = x.shape[1] if x_turned else x.shape[2]
+    strips, block = (m + height - 1) // height, _TILES * height
+    if x_turned:
+        laid = _tile.aligned(len(x) * strips * depth * height, x).reshape(len(x) * strips, depth, height)
+        for i in prange(len(laid)):
+            _lay(laid[i], x[np.int64(i) // strips], np.int64(i) % strips * height)
+        given, matrix, row, step = laid.reshape(-1), strips * height * depth, 1, height
+    else:
+        given, matrix, row, step = x.reshape(-1), m * depth, depth, 1
+    strip, kept = height * depth, min(depth, _DEPTH)
+    blocks, each = (m + block - 1) // block, (n + width - 1) // width
+    panels = _tile.aligned(threads * kept * width, x).reshape(threads, kept, width)
+    products = _tile.aligned(threads * block * width, x).reshape(threads, block, width)
+    steps, places, lines = _every(step, _STEPS), _every(width, kept), _every(depth, width // 2)
+    whole, last = _every(row, height), _every(row, height)
     for i in range(height):
-        whole[i], last[i] = i * row, min(i, (m - 1) % height) * row  # rows that are not there are some that are
+        last[i] = min(i, (m - 1) % height) * row  # rows that are not there are some that are
     made, tasks = out.reshape(-1), len(out) * each * blocks
-    for thread in prange(len(panels)):
+    for thread in prange(threads):
         panel, sums, tall, filled = panels[thread], products[thread], products[thread].reshape(-1), -1
-        for task in range(tasks * thread // len(panels), tasks * (thread + 1) // len(panels)):
+        for task in range(tasks * thread // threads, tasks * (thread + 1) // threads):
             b, first, top = task // blocks // each, task // blocks % each * width, task % blocks * block
             columns, here = min(width, n - first), min(block, m - top)
             for i in range(here):
@@ -108,11 +119,11 @@ def _multiply(
                 high = min(low + kept, depth)
                 if kept < depth or filled != task // blocks:
                     filled = task // blocks
-                    _fill(panel, y[y_of[b]], first, low, high, turned, places, lines)
+                    _fill(panel, y[y_of[b]], first, low, high, y_turned, places, lines)
                 for start in range(low, high, _STEPS):
                     part, right = steps[: high - start], panel[start - low :]
                     for i in range(0, here, height):
-                        left = x[x_of[b] * matrix + (top + i) // height * strip + start * step :]
+                        left = given[x_of[b] * matrix + (top + i) // height * strip + start * step :]
                         rows = whole if top + i + height <= m else last
                         if 2 * columns > width:
                             _tile.tile(sums[i:], left, rows, part, right)
@@ -137,18 +148,10 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     out = np.empty((*batch, m, n), x.dtype)
     x_turned, x = _lines(x)
     y_turned, y = _lines(y)
-    (height, width), threads = _tile.shape(8 * x.itemsize), num_threads()
-    strips = math.ceil(m / height)
-    panels, products = (threads, min(k, _DEPTH), width), (threads, _TILES * height, width)
-    laid = (len(x), strips, k, height) if x_turned else (0,)
-    with _scratch.Scratch(x.dtype, panels, products, laid) as (panels, products, laid):
-        if x_turned:
-            _strips(laid, x)
-        layout = (strips * height * k, height * k, 1, height) if x_turned else (m * k, height * k, k, 1)
-        _multiply(
-            out.reshape(-1, m, n), (laid if x_turned else x).reshape(-1), y,
-            _NO_BIAS[x.dtype] if bias is None else bias, panels, products, x_of, y_of, *layout, y_turned,
-        )  # fmt: skip
+    _multiply(
+        out.reshape(-1, m, n), x, y, _NO_BIAS[x.dtype] if bias is None else bias, x_of, y_of, x_turned, y_turned,
+        *_tile.shape(8 * x.itemsize), num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -156,7 +159,9 @@ def _lines(x: Array) -> tuple[bool, Array]:
     """Is it the other way round that the matrices lie line after line; and they that way, as (matrices, lines, …)."""
     if turned := not x.flags.c_contiguous and x.mT.flags.c_contiguous:
         x = x.mT
-    return turned, np.ascontiguousarray(x).reshape(-1, *x.shape[-2:])
+    if not (x.flags.c_contiguous and x.flags.writeable):  # for memory that is read-only, Numba would compile anew
+        x = x.copy("C")
+    return turned, x.reshape(-1, *x.shape[-2:])
 
 
 @functools.lru_cache(maxsize=64)
