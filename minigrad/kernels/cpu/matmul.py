@@ -82,9 +82,9 @@ def _multiply(
 ) -> None:  # fmt: skip
     """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of x, and of y, may lie transposed.
 
-    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x, the rows that a tile reads are laid side by side
-    first. Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a block. Rows
-    and columns that only fill up a tile hold anything, and are not copied out.
+    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x, the rows that a tile reads are laid side by
+    side first. Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a
+    block. Rows and columns that only fill up a tile hold anything, and are not copied out.
     """
     _, m, n = out.shape
     depth = x.shape[1] if x_turned else x.shape[2]
@@ -137,8 +137,8 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     """x y + bias, for (…, m, k) and (…, k, n)."""
     (m, k), n = x.shape[-2:], y.shape[-1]
     alone = m * k * n <= _ALONE and (min(m, n) > 1 or max(m, n) * k < _ALONE_WITH_VECTOR)
-    if alone or x.dtype not in _NO_BIAS:  # whole numbers have no BLAS: NumPy multiplies them on one thread
-        out = np.matmul(x, y)
+    if k == 1 or alone or x.dtype not in _NO_BIAS:  # whole numbers have no BLAS: NumPy multiplies them on one thread
+        out = x * y if k == 1 else np.matmul(x, y)
         if bias is not None:
             out += bias
         return np.asarray(out)

@@ -5,7 +5,6 @@ A launch costs less than a microsecond here, so that a group is a loop of launch
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from minigrad.kernels.cpu._jit import Kernel, helper, jit
 from minigrad.kernels.cpu.array import Array
 
 Arrays = Sequence[Array]
-_PARALLEL_FROM = 1 << 20  # below, one core moves the memory as fast as several
+_PARALLEL_FROM = 1 << 15
 _sgd_step, _adam_step, _rmsprop_step = helper(scalar.sgd), helper(scalar.adam), helper(scalar.rmsprop)
 
 
@@ -52,24 +51,20 @@ def _rmsprop(
             b[i] = push
 
 
-@functools.lru_cache(maxsize=64)
 def _rounded(dtype: Any, *numbers: float) -> tuple[Any, ...]:
-    """The numbers in a parameter's dtype: the same for most parameters of a step."""
+    """The numbers in a parameter's dtype."""
     return tuple(map(dtype.type, numbers))
 
 
-_adam_numbers = functools.lru_cache(maxsize=64)(scalar.adam_numbers)
-
-
-def _step(kernel: Kernel, p: Array, g: Array, state: Sequence[Array | None], *numbers: float) -> None:
+def _step(kernel: Kernel, p: Array, g: Array, state: Sequence[Array | None], numbers: tuple[Any, ...]) -> None:
     """One parameter's step: all arrays flat, all numbers in the parameter's dtype."""
     if not p.flags.c_contiguous:  # it could not be flattened in place
         contiguous = p.copy("C")
-        _step(kernel, contiguous, g, state, *numbers)
+        _step(kernel, contiguous, g, state, numbers)
         p[...] = contiguous
         return
     slots = [None if x is None else x.reshape(-1) for x in state]
-    kernel(p.reshape(-1), g.reshape(-1), *slots, *_rounded(p.dtype, *numbers))
+    kernel(p.reshape(-1), g.reshape(-1), *slots, *numbers)
 
 
 def sgd(
@@ -84,7 +79,7 @@ def sgd(
 ) -> None:
     """`gains`: what of a gradient enters each momentum buffer: 1 − dampening, 1 for the first."""
     for p, g, b, gain in zip(params, grads, momentum_buffers, gains, strict=True):
-        _step(_sgd, p, g, [b], lr, momentum, gain, weight_decay, nesterov)
+        _step(_sgd, p, g, [b], _rounded(p.dtype, lr, momentum, gain, weight_decay, nesterov))
 
 
 def adam(
@@ -100,9 +95,12 @@ def adam(
     decoupled: bool,
 ) -> None:
     """`steps`: how many steps each parameter has made, with this one."""
-    both = betas[0], betas[1]
+    found: dict[Any, tuple[Any, ...]] = {}  # most parameters have the dtype and the step of others
     for p, g, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        _step(_adam, p, g, (m, v), *_adam_numbers(step, lr, both, eps, weight_decay, decoupled))
+        if (numbers := found.get((p.dtype, step))) is None:
+            numbers = _rounded(p.dtype, *scalar.adam_numbers(step, lr, betas, eps, weight_decay, decoupled))
+            found[p.dtype, step] = numbers
+        _step(_adam, p, g, (m, v), numbers)
 
 
 def rmsprop(
@@ -119,4 +117,4 @@ def rmsprop(
 ) -> None:
     """`grad_avgs`: arrays for the centered form, else None; `momentum_buffers`: arrays for momentum, else None."""
     for p, g, v, a, b in zip(params, grads, square_avgs, grad_avgs, momentum_buffers, strict=True):
-        _step(_rmsprop, p, g, [v, a, b], lr, 1 - alpha, eps, weight_decay, momentum)
+        _step(_rmsprop, p, g, [v, a, b], _rounded(p.dtype, lr, 1 - alpha, eps, weight_decay, momentum))

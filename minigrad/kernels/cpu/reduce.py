@@ -7,8 +7,9 @@ out and nothing may change it (no fast math), so that the serial and the paralle
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import prange
@@ -17,7 +18,7 @@ from minigrad.kernels.cpu._jit import helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
-_PARALLEL_FROM = 1 << 17
+_PARALLEL_FROM, _ROWS_PARALLEL_FROM = 1 << 17, 1 << 15
 _BLOCK, _LANES, _STRIP, _PIECE, _JOB = 16, 64, 256, 4096, 1 << 14
 
 
@@ -60,7 +61,7 @@ def _short_total(row: Array) -> Any:
     return total + part
 
 
-@jit(_PARALLEL_FROM)
+@jit(_ROWS_PARALLEL_FROM)
 def _sum_rows(x: Array, out: Array) -> None:
     """Sum over the last axis of a contiguous matrix."""
     n = x.shape[1]
@@ -88,6 +89,26 @@ def _sum_columns(x: Array, out: Array) -> None:
             out[i, first + c] = total[c]
 
 
+class _Run(NamedTuple):
+    """The first run of adjacent dims to be summed: extents before, in and behind it, and what is left after its sum."""
+
+    cube: tuple[int, int, int]
+    ends: bool  # with it, the array
+    rest: Dims
+    left: tuple[int, ...]
+
+
+@functools.lru_cache(maxsize=256)
+def _run(shape: tuple[int, ...], dims: Dims) -> _Run:
+    first = 1
+    while first < len(dims) and dims[first] == dims[first - 1] + 1:
+        first += 1
+    start, stop = dims[0], dims[first - 1] + 1
+    cube = math.prod(shape[:start]), math.prod(shape[start:stop]), math.prod(shape[stop:])
+    rest = tuple(d - (stop - start) for d in dims[first:])
+    return _Run(cube, stop == len(shape), rest, shape[:start] + shape[stop:])
+
+
 def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     shape = _reduced(x.shape, dims, keepdim)
     if x.dtype.kind != "f":
@@ -95,17 +116,12 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     if x.size == 0:
         return np.zeros(shape, x.dtype)
     work = x.astype(np.float32) if x.dtype == np.float16 else x
-    first = 1
-    while first < len(dims) and dims[first] == dims[first - 1] + 1:
-        first += 1
-    start, stop = dims[0], dims[first - 1] + 1  # the first run of adjacent dims
-    if stop < x.ndim and work.flags.c_contiguous:
-        cube = work.reshape(math.prod(x.shape[:start]), math.prod(x.shape[start:stop]), math.prod(x.shape[stop:]))
-        rest = tuple(d - (stop - start) for d in dims[first:])
-        out = np.empty(x.shape[:start] + x.shape[stop:], np.float64) if rest else np.empty(shape, work.dtype)
-        _sum_columns(cube, out.reshape(cube.shape[0], cube.shape[2]))
-        if rest:
-            out = sum(out, rest, False)
+    run = _run(x.shape, dims)
+    if not run.ends and work.flags.c_contiguous:
+        out = np.empty(run.left, np.float64) if run.rest else np.empty(shape, work.dtype)
+        _sum_columns(work.reshape(run.cube), out.reshape(run.cube[0], run.cube[2]))
+        if run.rest:
+            out = sum(out, run.rest, False)
             out = out.reshape(shape) if keepdim else out  # and not a view, if it need not be one
     else:
         rows = _rows(work, dims)
@@ -175,6 +191,7 @@ def _rows(x: Array, dims: Dims) -> Array:
     return np.ascontiguousarray(x.transpose(*kept, *dims)).reshape(-1, math.prod([x.shape[d] for d in dims]))
 
 
+@functools.lru_cache(maxsize=256)
 def _reduced(shape: tuple[int, ...], dims: Dims, keepdim: bool) -> tuple[int, ...]:
     if keepdim:
         return tuple(1 if d in dims else n for d, n in enumerate(shape))

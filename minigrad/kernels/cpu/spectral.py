@@ -198,20 +198,25 @@ def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Arra
 # What the ops call ----------------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=256)
+def _extents(shape: tuple[int, ...], dim: int) -> tuple[tuple[int, int, int], bool]:
+    """Those of w[p, i, q]; have rows and columns changed places?"""
+    before, m, behind = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+    return ((1, before, m), True) if behind == 1 else ((before, m, behind), False)
+
+
 def _arranged(w: Array, dim: int, u: Array, v: Array) -> tuple[Array, Array, Array, bool]:
     """w[p, i, q] in the dtype of the computation, the vectors of its rows and its columns; did they change places?"""
-    w = np.ascontiguousarray(w, np.float32 if w.dtype == np.float16 else w.dtype)
-    before, m, behind = math.prod(w.shape[:dim]), w.shape[dim], math.prod(w.shape[dim + 1 :])
-    if behind == 1:
-        return w.reshape(1, before, m), v, u, True
-    return w.reshape(before, m, behind), u, v, False
+    extents, exchanged = _extents(w.shape, dim)
+    w = np.ascontiguousarray(w, np.float32 if w.dtype == np.float16 else w.dtype).reshape(extents)
+    return (w, v, u, True) if exchanged else (w, u, v, False)
 
 
 def power_iteration(
     w: Array, u: Array, v: Array, n_power_iterations: int, eps: float, dim: int, order: str
 ) -> tuple[Array, Array, Array]:
     """New u and v after some sweeps, and σ = uᵀMv at them."""
-    new_u, new_v = np.array(u), np.array(v)
+    new_u, new_v = u.copy(), v.copy()
     matrix, rows, columns, exchanged = _arranged(w, dim, new_u, new_v)
     sweep = _columns_first if (order == "uv") == exchanged else _rows_first
     for _ in range(n_power_iterations):
