@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from minigrad._mode import is_grad_enabled, mode, no_grad, witnessed
+from minigrad._mode import is_grad_enabled, mode, witnessed
 from minigrad._op import Op
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
@@ -117,10 +117,9 @@ class CapturedStep:
         if not self._asked:
             return self._warm_up(given, asked)
         self._compare(asked)
-        with no_grad():
-            for name, x in given.items():
-                if isinstance(x, Tensor):
-                    self._inputs[name].copy_(x.detach().to(device=self._device))
+        for name, x in given.items():
+            if isinstance(x, Tensor):
+                self._inputs[name].copy_(x.to(device=self._device))
         if self._recording is None:
             results, gradients = self._capture()
         else:

@@ -20,10 +20,9 @@ from minigrad.kernels.cpu.array import Array
 
 Extents = tuple[int, ...]
 
-#: OpenBLAS takes one thread for products of matrices up to so many multiplications, and for those with a vector.
+#: OpenBLAS takes one thread for products of matrices up to so many multiplications, and for those with a vector. From
+#: there on a second thread pays for matrices here, too.
 _ALONE, _ALONE_WITH_VECTOR = 2**18, 9216
-#: Numbers in the output from which a second thread pays.
-_PARALLEL_FROM = 2**13
 #: So many tiles one below the other share a panel, so many steps of it at a time: they stay in the first cache.
 _TILES, _STEPS = 16, 256
 #: Steps of a panel that are kept for the tiles further down; a longer panel is filled again for each block.
@@ -75,7 +74,7 @@ def _every(step: int, count: int) -> Any:
     return made
 
 
-@jit(_PARALLEL_FROM, formula=_tile.tile)
+@jit(0, formula=_tile.tile)
 def _multiply(
     out: Any, x: Any, y: Any, bias: Any, x_of: Any, y_of: Any, x_turned: bool, y_turned: bool,
     height: int, width: int, threads: int,
@@ -88,7 +87,8 @@ def _multiply(
     """
     _, m, n = out.shape
     depth = x.shape[1] if x_turned else x.shape[2]
-    strips, block = (m + height - 1) // height, _TILES * height
+    strips, each = (m + height - 1) // height, (n + width - 1) // width
+    block = height * max(1, min(_TILES, (len(out) * each * strips + threads - 1) // threads))  # work for every thread
     if x_turned:
         laid = _tile.aligned(len(x) * strips * depth * height, x).reshape(len(x) * strips, depth, height)
         for i in prange(len(laid)):
@@ -97,7 +97,7 @@ def _multiply(
     else:
         given, matrix, row, step = x.reshape(-1), m * depth, depth, 1
     strip, kept = height * depth, min(depth, _DEPTH)
-    blocks, each = (m + block - 1) // block, (n + width - 1) // width
+    blocks = (m + block - 1) // block
     panels = _tile.aligned(threads * kept * width, x).reshape(threads, kept, width)
     products = _tile.aligned(threads * block * width, x).reshape(threads, block, width)
     steps, places, lines = _every(step, _STEPS), _every(width, kept), _every(depth, width // 2)
@@ -138,7 +138,7 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     (m, k), n = x.shape[-2:], y.shape[-1]
     alone = m * k * n <= _ALONE and (min(m, n) > 1 or max(m, n) * k < _ALONE_WITH_VECTOR)
     if k == 1 or alone or x.dtype not in _NO_BIAS:  # whole numbers have no BLAS: NumPy multiplies them on one thread
-        out = x * y if k == 1 else np.matmul(x, y)
+        out = np.multiply(x, y, order="C") if k == 1 else np.matmul(x, y)
         if bias is not None:
             out += bias
         return np.asarray(out)
@@ -148,9 +148,10 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     out = np.empty((*batch, m, n), x.dtype)
     x_turned, x = _lines(x)
     y_turned, y = _lines(y)
-    _multiply(
+    threads = num_threads() if out.size * k >= _ALONE else 1
+    (_multiply if threads > 1 else _multiply.serial)(
         out.reshape(-1, m, n), x, y, _NO_BIAS[x.dtype] if bias is None else bias, x_of, y_of, x_turned, y_turned,
-        *_tile.shape(8 * x.itemsize), num_threads(),
+        *_tile.shape(8 * x.itemsize), threads,
     )  # fmt: skip
     return out
 
