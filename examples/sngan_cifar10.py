@@ -191,6 +191,24 @@ def main():
     def fake():
         return generator(mg.randn(args.batch, LATENT, device=args.device))
 
+    def d_step(images):
+        with mg.no_grad():
+            made = fake()
+        d_optimizer.zero_grad()
+        value = d_loss(discriminator(images), discriminator(made))
+        value.backward()
+        d_optimizer.step()
+        return value
+
+    def g_step():
+        g_optimizer.zero_grad()
+        discriminator.requires_grad_(False)  # its gradients are not asked for
+        value = g_loss(discriminator(fake()))
+        value.backward()
+        discriminator.requires_grad_(True)
+        g_optimizer.step()
+        return value
+
     def keep():
         """What outlives the process."""
         if args.checkpoints:
@@ -202,19 +220,12 @@ def main():
         generator.train()
         save(draw(samples, losses_seen, norms), args.out)
 
+    d_step, g_step = (mg.capture(step, device=args.device) for step in (d_step, g_step))  # the same, without the graph
     with progress("training", args.steps - training.step) as advance:
         for step in range(training.step + 1, args.steps + 1):
             for _ in range(d_steps):
-                with mg.no_grad():
-                    made = fake()
-                d_optimizer.zero_grad()
-                d_value = d_loss(discriminator(real()), discriminator(made))
-                d_value.backward()
-                d_optimizer.step()
-            g_optimizer.zero_grad()
-            g_value = g_loss(discriminator(fake()))
-            g_value.backward()
-            g_optimizer.step()
+                d_value = d_step(real())
+            g_value = g_step()
             training.step = step
             look, losses = step % args.look == 0 or step == args.steps, {}
             if step % 10 == 0 or look:

@@ -130,6 +130,25 @@ def train(args, method, loss, judge):
     def fake():
         return generator(mg.randn(args.batch, LATENT, generator=noise, device=args.device))
 
+    def step(real):
+        with mg.no_grad():
+            made = fake()
+        d_optimizer.zero_grad()
+        d_value = d_loss(discriminator(real), discriminator(made))
+        total = d_value
+        if method == "gp":
+            t = mg.rand(args.batch, 1, 1, 1, device=args.device)
+            total = d_value + 10 * gradient_penalty(discriminator, t * real + (1 - t) * made)
+        total.backward()
+        d_optimizer.step()
+        g_optimizer.zero_grad()
+        discriminator.requires_grad_(False)  # its gradients are not asked for
+        g_value = g_loss(discriminator(fake()))
+        g_value.backward()
+        discriminator.requires_grad_(True)
+        g_optimizer.step()
+        return d_value, g_value, made
+
     def look(step, real, made):
         run.norms.append((step, *(norm_in_use(layer) for layer in weighted(discriminator))))
         if method in ("sn", "st"):
@@ -142,23 +161,11 @@ def train(args, method, loss, judge):
         run.scores.append((step, *judge(images)))
         run.samples[step] = images[:100]
 
+    captured = mg.capture(step, device=args.device)  # the same numbers, without the Python of the graph
     with progress(run.name, args.steps) as advance:
         for step in range(1, args.steps + 1):
             real = digits[mg.tensor(rng.integers(len(digits), size=args.batch), device=args.device)]
-            with mg.no_grad():
-                made = fake()
-            d_optimizer.zero_grad()
-            d_value = d_loss(discriminator(real), discriminator(made))
-            total = d_value
-            if method == "gp":
-                t = mg.rand(args.batch, 1, 1, 1, device=args.device)
-                total = d_value + 10 * gradient_penalty(discriminator, t * real + (1 - t) * made)
-            total.backward()
-            d_optimizer.step()
-            g_optimizer.zero_grad()
-            g_value = g_loss(discriminator(fake()))
-            g_value.backward()
-            g_optimizer.step()
+            d_value, g_value, made = captured(real)
             for schedule in schedules:
                 schedule.step()  # constant, and from the middle on down to 0
             losses = {}

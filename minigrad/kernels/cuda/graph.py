@@ -62,8 +62,12 @@ class Recording:
 
     def keep(self, buffer: memory.Buffer) -> None:
         """The recording uses this memory: if it is not its own, it must stay."""
-        if buffer.pool is not self.pool and id(buffer) not in self._outside:
+        if not self.owns(buffer) and id(buffer) not in self._outside:
             self._outside[id(buffer)] = weakref.ref(buffer)
+
+    def owns(self, buffer: memory.Buffer) -> bool:
+        """Is it memory that the step itself has written?"""
+        return buffer.pool is self.pool
 
     def hold(self, buffer: memory.Buffer) -> None:
         """The recording uses this memory, and keeps it itself."""

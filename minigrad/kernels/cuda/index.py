@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._stream import here
 from minigrad.kernels.cuda.array import (
     Array,
     assign,
@@ -47,9 +48,25 @@ def setitem_zeros(g: Array, shape: Shape, index: Any) -> Array:
 
 
 def bounds(x: Array, check: Callable[[int, int], None]) -> None:
-    """Tell `check` the smallest and the largest of some integers; waits for the device."""
-    dims = tuple(range(len(x.shape)))
-    check(*(int(to_host(extremum(x, dims, False))) for extremum in (amin, amax)))
+    """Tell `check` the smallest and the largest of some integers; waits for the device.
+
+    So does each run of a captured step, before it begins: the integers must be there by then.
+    """
+    recording, dims = here.recording, tuple(range(len(x.shape)))
+
+    def tell() -> None:
+        before, here.recording = here.recording, None
+        try:
+            check(*(int(to_host(extremum(x, dims, False))) for extremum in (amin, amax)))
+        finally:
+            here.recording = before
+
+    if recording is not None:
+        recording.keep(x.buffer)
+        if recording.owns(x.buffer):
+            recording.refuse("computes the indices that it uses, which only the host can find to be in range")
+        recording.renewed_by(tell)
+    tell()
 
 
 def flat_places(shape: Shape, index: Any) -> Array:
