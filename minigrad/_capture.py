@@ -29,12 +29,14 @@ class _Watch:
     def __init__(self, device: str, recording: Any = None):
         self.device, self.recording = device, recording
         self.modules: dict[int, Module] = {}
+        self.roots: list[Module] = []  # those that are no part of others
         self.leaves: dict[int, Tensor] = {}
         self.states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
         self._undo: dict[int, Callable[[], None]] = {}
 
     def enters(self, module: Module) -> None:
         if id(module) not in self.modules:
+            self.roots.append(module)
             self.modules.update((id(m), m) for m in module.modules())
 
     def draws(self, generator: Generator) -> None:
@@ -106,6 +108,7 @@ class CapturedStep:
         self._fn, self._device = fn, device
         self._asked: dict[Any, Any] = {}  # what the arguments looked like
         self._modules: dict[int, Module] = {}
+        self._roots: list[Module] = []
         self._modes: list[tuple[Module, bool]] = []
         self._recording: Any = None
 
@@ -138,7 +141,10 @@ class CapturedStep:
     def __str__(self) -> str:
         if self._recording is None:
             return f"<a step of {self._fn!r} that is captured by its second call>"
-        return str(self._recording)
+        named = [pair for root in self._roots for pair in (*root.named_parameters(), *root.named_buffers())]
+        named += [(f"argument {name}", x) for name, x in self._inputs.items() if isinstance(x, Tensor)]
+        text: str = self._recording.text({id(x.data): name for name, x in named})
+        return text
 
     def _warm_up(self, given: dict[Any, Any], asked: dict[Any, Any]) -> Any:
         watch = _Watch(self._device)
@@ -148,7 +154,7 @@ class CapturedStep:
         }
         with watch.watching():
             out = self._run()
-        self._asked, self._modules = asked, watch.modules
+        self._asked, self._modules, self._roots = asked, watch.modules, watch.roots
         self._modes = [(m, m.training) for m in watch.modules.values()]
         return _each(out, lambda x: x.detach())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -330,18 +331,20 @@ def test_dense_layers_in_every_convention(gradient: str) -> None:
 
 
 def test_what_a_step_does_can_be_read(device: str) -> None:
-    w = mg.ones(3).requires_grad_()
-    step = capture(lambda x: (w * x).exp().sum())
+    net = mg.nn.Sequential(Product(3, 1)).to(DEVICE)
+    w = mg.ones(3)
+    step = capture(lambda x: (net(w * x)).exp().sum())
     assert "second call" in str(step)
     for _ in range(2):
-        step(mg.ones(3))
+        step(mg.ones(2, 3))
     lines = [line.strip() for line in str(step).splitlines()]
     if device == "cuda":
         assert any("exp" in line for line in lines)
     else:
-        assert lines[:2] == ["# a0: float32 (3,)", "# a1: float32 (3,)"]
-        assert lines[2:5] == ["def step():", "v0 = mul(a0, a1)", "v1 = exp(v0)"]
-        assert lines[-1] == "return (v2,)"
+        assert lines[:3] == ["# a0: float32 (3,)", "# a1: float32 (2, 3) argument 0", "# a2: float32 (1, 3) 0.weight"]
+        assert lines[3:5] == ["def step():", "v0 = mul(a0, a1)"]
+        assert "v4 = exp(v3)" in lines
+        assert re.fullmatch(r"return \(v\d,\)", lines[-1])
 
 
 # Guards ---------------------------------------------------------------------------------------------------------------

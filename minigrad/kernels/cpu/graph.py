@@ -117,7 +117,7 @@ class Recording:
             return name
         if type(x) in (tuple, list):
             return _tuple(map(self._word, x))
-        if x is None or type(x) in (bool, int, str) or (type(x) is float and math.isfinite(x)):
+        if x is None or type(x) in (bool, int, str, slice) or (type(x) is float and math.isfinite(x)):
             return repr(x)
         name = "..." if x is ... else x.name if isinstance(x, np.dtype) else f"c{len(self._constants)}"
         self._constants[name] = x
@@ -148,10 +148,12 @@ class Recording:
         """In memory that is nobody else's."""
         return [x.copy() if borrowed else x for x, borrowed in zip(results, self._borrowed, strict=True)]
 
-    def __str__(self) -> str:
-        arrays = [f"{name}: {x.dtype} {x.shape}" for name, x in self._constants.items() if name in self._outside]
-        others = [f"{name} = {x!r}" for name, x in self._constants.items() if re.fullmatch(r"c\d+", name)]
-        return "\n".join(["# " + line for line in arrays + others] + [self._text])
+    def text(self, names: dict[int, str]) -> str:
+        """The function, below what its arrays are; `names`: id of an array -> what it is called elsewhere."""
+        arrays = [(name, x) for name, x in self._constants.items() if name in self._outside]
+        heads = [f"# {name}: {x.dtype} {x.shape} {names.get(id(x), '')}".rstrip() for name, x in arrays]
+        others = [f"# {name}: {x!r}" for name, x in self._constants.items() if re.fullmatch(r"c\d+", name)]
+        return "\n".join([*heads, *others, self._text])
 
     def undo(self) -> None:
         """Put back what the step has written over: it was made while it was recorded."""

@@ -121,7 +121,8 @@ class Recording:
         self._results, self._gradients = results, gradients
         return self.run()
 
-    def __str__(self) -> str:
+    def text(self, names: dict[int, str]) -> str:
+        """The launches, a line each."""
         return "\n".join(f"{variant.name}[{grid}, {block}]" for variant, grid, block, _ in self._launches)
 
     def undo(self) -> None:
