@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from minigrad._errors import UsageError
+from minigrad._interrupt import deferred
 from minigrad.spectral.study._extras import require
 from minigrad.spectral.sweep.plan import EXAMPLE, read
 
@@ -83,8 +84,9 @@ def _conduct(results: Any, store: Any, data: Any, terminal: Any, arguments: argp
                 results.failed[cell] = outcome
                 terminal.console.print(f"failed: {cell}: {outcome}", style="red", markup=False, soft_wrap=True)
             else:
-                store.keep(cell, outcome)
-                results.finished[cell] = outcome
+                with deferred():  # so that the report has every cell that is kept
+                    store.keep(cell, outcome)
+                    results.finished[cell] = outcome
             done()
 
 
