@@ -62,10 +62,11 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
     columns = reshape(y, -1, 1) if y.ndim == 1 else y
     if rows.shape[-1] != columns.shape[-2]:
         raise ValueError(f"matmul: inner extents differ: shapes {x.shape} and {y.shape}. Transpose with .mT?")
-    try:
-        np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
-    except ValueError:
-        raise ValueError(f"matmul: the batches of shapes {x.shape} and {y.shape} do not broadcast") from None
+    if x.ndim > 2 and y.ndim > 2:
+        try:
+            np.broadcast_shapes(rows.shape[:-2], columns.shape[:-2])
+        except ValueError:
+            raise ValueError(f"matmul: the batches of shapes {x.shape} and {y.shape} do not broadcast") from None
     out: Tensor = _matmul(rows, columns)
     if x.ndim > 1 and y.ndim > 1:
         return out

@@ -125,7 +125,8 @@ class Recording:
 
     def finish(self, results: Sequence[Array], gradients: Sequence[Array]) -> Made:
         """All is written down: make the function whose runs return such results and gradients."""
-        self._borrowed = [x.base is not None or self._word(x) in self._outside for x in results]
+        memory = [self._known(x if x.base is None else x.base) for x in results]  # "": a kernel's own
+        self._borrowed = [not name or name in self._outside for name in memory]
         ends = [*map(self._word, results), *map(self._word, gradients)]
         for name, reference in self._outside.items():
             array = reference()

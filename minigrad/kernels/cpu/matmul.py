@@ -25,6 +25,8 @@ Extents = tuple[int, ...]
 _ALONE, _ALONE_WITH_VECTOR = 2**18, 9216
 #: So many tiles one below the other share a panel, so many steps of it at a time: they stay in the first cache.
 _TILES, _STEPS = 16, 256
+#: Panels that are filled side by side.
+_PANELS = 2
 #: Steps of a panel that are kept for the tiles further down; a longer panel is filled again for each block.
 _DEPTH = 2048
 _NO_BIAS = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
@@ -41,15 +43,22 @@ def _line(out: Any, at: int, x: Any, start: int, columns: int, width: int) -> No
 
 
 @helper
-def _fill(panel: Any, y: Any, first: int, low: int, high: int, turned: bool, places: Any, lines: Any) -> None:
-    """panel[k − low, j] = y[k, first + j], or y[first + j, k] if turned, for k from low to high."""
-    width, out, given = panel.shape[1], panel.reshape(-1), y.reshape(-1)
+def _fill(panels: Any, y: Any, first: int, low: int, high: int, turned: bool, places: Any, lines: Any) -> None:
+    """panels[p, k − low, j] = y[k, first + p width + j], or y[first + p width + j, k] if turned, for low ≤ k < high.
+
+    Side by side, as lines of y may lie a page of memory apart.
+    """
+    width, out, given = panels.shape[2], panels.reshape(-1), y.reshape(-1)
     if turned:
-        _tile.transpose(out, places, y[first : min(first + width, len(y)), low:high], lines)
+        for p in range(len(panels)):
+            start = first + p * width
+            _tile.transpose(panels[p].reshape(-1), places, y[start : min(start + width, len(y)), low:high], lines)
     else:
-        columns = min(width, y.shape[1] - first)
+        size = y.shape[1]
         for k in range(low, high):
-            _line(out, (k - low) * width, given, k * y.shape[1] + first, columns, width)
+            for p in range(len(panels)):
+                at, start = (p * panels.shape[1] + k - low) * width, first + p * width
+                _line(out, at, given, k * size + start, min(width, size - start), width)
 
 
 @helper
@@ -82,7 +91,7 @@ def _multiply(
     """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of x, and of y, may lie transposed.
 
     Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x, the rows that a tile reads are laid side by
-    side first. Each thread has a panel of y, as wide as a tile, and the sums of some tiles one below the other, a
+    side first. Each thread has panels of y, as wide as a tile, and the sums of some tiles one below the other, a
     block. Rows and columns that only fill up a tile hold anything, and are not copied out.
     """
     _, m, n = out.shape
@@ -98,7 +107,7 @@ def _multiply(
         given, matrix, row, step = x.reshape(-1), m * depth, depth, 1
     strip, kept = height * depth, min(depth, _DEPTH)
     blocks = (m + block - 1) // block
-    panels = _tile.aligned(threads * kept * width, x).reshape(threads, kept, width)
+    panels = _tile.aligned(threads * _PANELS * kept * width, x).reshape(threads, _PANELS, kept, width)
     products = _tile.aligned(threads * block * width, x).reshape(threads, block, width)
     steps, places, lines = _every(step, _STEPS), _every(width, kept), _every(depth, width // 2)
     whole, last = _every(row, height), _every(row, height)
@@ -106,9 +115,11 @@ def _multiply(
         last[i] = min(i, (m - 1) % height) * row  # rows that are not there are some that are
     made, tasks = out.reshape(-1), len(out) * each * blocks
     for thread in prange(threads):
-        panel, sums, tall, filled = panels[thread], products[thread], products[thread].reshape(-1), -1
-        for task in range(tasks * thread // threads, tasks * (thread + 1) // threads):
-            b, first, top = task // blocks // each, task // blocks % each * width, task % blocks * block
+        sums, tall = products[thread], products[thread].reshape(-1)
+        begin, end, last_filled = tasks * thread // threads, tasks * (thread + 1) // threads, -1
+        for task in range(begin, end):
+            place, top = task // blocks, task % blocks * block
+            b, first = place // each, place % each * width
             columns, here = min(width, n - first), min(block, m - top)
             for i in range(here):
                 if bias.size:
@@ -117,9 +128,11 @@ def _multiply(
                     sums[i] = 0
             for low in range(0, depth, kept):
                 high = min(low + kept, depth)
-                if kept < depth or filled != task // blocks:
-                    filled = task // blocks
-                    _fill(panel, y[y_of[b]], first, low, high, y_turned, places, lines)
+                if kept < depth or place > last_filled:
+                    some = 1 if kept < depth else min(_PANELS, each - place % each, (end - 1) // blocks - place + 1)
+                    first_filled, last_filled = place, place + some - 1
+                    _fill(panels[thread, :some], y[y_of[b]], first, low, high, y_turned, places, lines)
+                panel = panels[thread, place - first_filled]
                 for start in range(low, high, _STEPS):
                     part, right = steps[: high - start], panel[start - low :]
                     for i in range(0, here, height):
