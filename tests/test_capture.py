@@ -156,7 +156,7 @@ def test_every_call_is_one_step_and_python_runs_twice() -> None:
 
 def test_results_are_the_callers_own() -> None:
     """Of parameters and of views of them, too; what a step makes need not be copied on the CPU."""
-    w, x = mg.zeros(2, 3), mg.ones(2, 3)
+    w, x = mg.zeros(4, 3)[1:3], mg.ones(2, 3)
 
     def fn(x: mg.Tensor) -> Any:
         w.copy_(w + x)
@@ -363,7 +363,11 @@ def test_what_a_step_does_can_be_read(device: str) -> None:
         assert lines[:3] == ["# a0: float32 (3,)", "# a1: float32 (2, 3) argument 0", "# a2: float32 (1, 3) 0.weight"]
         assert lines[3:5] == ["def step():", "v0 = mul(a0, a1)"]
         assert "v4 = exp(v3)" in lines
-        assert re.fullmatch(r"return \(v\d,\)", lines[-1])
+        (last,) = re.fullmatch(r"return \((v\d),\)", lines[-1]).groups()
+        made = {word for line in lines for word in re.findall(r"v\d", line.partition("=")[0]) if " = " in line}
+        gone = {word for line in lines if line.startswith("del") for word in re.findall(r"v\d", line)}
+        assert made == gone | {last}
+        assert last not in gone
 
 
 # Guards ---------------------------------------------------------------------------------------------------------------
@@ -444,11 +448,19 @@ HERE = r", at .*test_capture.py:\d+"
         (lambda x: x[x > 0], "a boolean mask" + ".*" + HERE),
         (lambda x: x * mg.tensor([1.0, 2.0, 3.0]), "copies values from the host.*" + HERE),
         (lambda x: (x.__dlpack__(), x)[1], "gives memory away"),
+        (mg.detect_anomaly()(lambda x: x + 1), "reads values back|copies values"),
     ],
-    ids=["item", "if", "mask", "tensor", "dlpack"],
+    ids=["item", "if", "mask", "tensor", "dlpack", "anomaly"],
 )
 def test_a_step_that_cannot_be_captured(fn: Any, complaint: str) -> None:
     refused(fn, complaint)
+
+
+def test_memory_of_others_is_not_taken(device: str) -> None:
+    if device == "cuda":
+        pytest.skip("test_cuda_exchange.py has what lends memory of a GPU")
+    others = np.ones(3)
+    refused(lambda x: (mg.from_dlpack(others), x)[1], "takes memory from outside")
 
 
 @pytest.mark.usefixtures("on_cuda")
@@ -485,6 +497,7 @@ def test_state_does_not_advance_when_a_capture_fails() -> None:
 
     def fn(x: mg.Tensor) -> mg.Tensor:
         loss = plain(x)
+        net.mean.copy_(net.mean + 1)  # for the second time in the step
         calls.append(1)
         return loss * loss.item() if len(calls) == 2 else loss
 

@@ -87,8 +87,7 @@ class Recording:
     def _add(self, name: str, arguments: list[str], out: Any) -> None:
         call = f"{name}({', '.join(arguments)})"
         outs = out if type(out) is tuple else () if out is None else (out,)
-        made = [self._known(x) or self._variable(x) for x in outs]
-        made[-1:] = [word + "," * (type(out) is tuple and len(out) == 1) for word in made[-1:]]
+        made = [self._variable(x) for x in outs]
         self._lines.append((f"{', '.join(made)} = {call}" if made else call, self._used))
         self._used = set()
 
@@ -115,7 +114,7 @@ class Recording:
             self._outside[name] = weakref.ref(x)
             self._names[id(x)] = self._outside[name], name
             return name
-        if type(x) in (tuple, list):
+        if type(x) is tuple:
             return _tuple(map(self._word, x))
         if x is None or type(x) in (bool, int, str, slice) or (type(x) is float and math.isfinite(x)):
             return repr(x)
