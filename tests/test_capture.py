@@ -156,17 +156,18 @@ def test_every_call_is_one_step_and_python_runs_twice() -> None:
 
 def test_results_are_the_callers_own() -> None:
     """Of parameters and of views of them, too; what a step makes need not be copied on the CPU."""
-    w, x = mg.zeros(4, 3)[1:3], mg.ones(2, 3)
+    w, v, x = mg.zeros(4, 3)[1:3], mg.zeros(1), mg.ones(2, 3)
 
     def fn(x: mg.Tensor) -> Any:
         w.copy_(w + x)
+        v.copy_(v + 1)
         made = w * 2
-        return w, w.reshape(3, 2), w.T[1], x, made, made[1:], mg.sum(made, 0)
+        return w, w.reshape(3, 2), w.T[1], v, x, made, made[1:], mg.sum(made, 0)
 
     step = capture(fn)
     outs = [step(x) for _ in range(5)]
     for i, out in enumerate(outs[1:], 2):  # the first call runs as it is
-        assert [y.reshape(-1)[0].item() for y in out] == [i, i, i, 1.0, 2.0 * i, 2.0 * i, 4.0 * i]
+        assert [y.reshape(-1)[0].item() for y in out] == [i, i, i, i, 1.0, 2.0 * i, 2.0 * i, 4.0 * i]
     for out in outs[1:]:
         for y in out:
             y.zero_()
