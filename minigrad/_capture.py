@@ -15,7 +15,7 @@ from minigrad._mode import is_grad_enabled, mode, witnessed
 from minigrad._op import Op
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
-from minigrad.device import check, cuda, kernels
+from minigrad.device import check, cuda, kernels, out_of_memory
 from minigrad.nn.module import Module
 from minigrad.optim.optimizer import Optimizer
 
@@ -61,10 +61,11 @@ class _Watch:
             self._undo[id(optimizer)] = lambda: setattr(optimizer, "state", state)
         self.ran_on(params[0].device, f"{type(optimizer).__name__}.step")
         before = {p: len(optimizer.state.get(p, ())) for p in params}
+        device = self.device
 
         def with_gradients(*gradients: Any) -> None:
             for p, g in zip(params, gradients, strict=True):
-                p.grad = Tensor(g, self.device)
+                p.grad = Tensor(g, device)
             update()
 
         kernels(self.device).recorded_update(with_gradients, [p.grad.data for p in params if p.grad is not None])
@@ -132,7 +133,10 @@ class CapturedStep:
                 tensor.version[0] += 1
             for leaf in self._leaves:
                 leaf.grad = None  # so that its memory is used again
-            results, gradients = self._recording.run()
+            try:
+                results, gradients = self._recording.run()
+            except MemoryError as error:
+                raise out_of_memory(_WHO, self._device, error) from None
         for leaf, g in zip(self._leaves, gradients, strict=True):
             leaf.grad = Tensor(g, self._device)
         left = iter(results)

@@ -40,6 +40,9 @@ def test_on_the_cpu() -> None:
     expected = trained("cpu")
     column, row = mg.ones(1 << 14, 1), mg.ones(1, 1 << 14)
     parameter = nn.Parameter(mg.ones(100 << 18))  # 100 MiB
+    captured = mg.capture(lambda x: (x.exp(), -x, x.abs()))
+    for _ in range(2):
+        captured(parameter.detach())
     mg.softplus(mg.ones(1 << 17)).sum(); column.T @ column  # threads are started, buffers of BLAS made
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (250 << 20), resource.RLIM_INFINITY))
@@ -57,15 +60,16 @@ def test_on_the_cpu() -> None:
         parameter.grad = parameter.detach()
         refused(mg.optim.Adam([parameter]).step)
         parameter.grad = None
+        refused(lambda: captured(parameter.detach()))
         assert trained("cpu") == expected
     assert float(parameter.exp().sum()) > 0
     """
     lines = python(code).splitlines()
-    assert len(lines) == 21 and lines[:7] != lines[7:14]  # what is in use is asked every time
+    assert len(lines) == 24 and lines[:8] != lines[8:16]  # what is in use is asked every time
     kinds = ["full: Unable to allocate 1.00 GiB for an array with shape (268435456,) and data type float32"]
     kinds += [f"{op}: Unable to allocate 1.00 GiB for an array with shape (16384, 16384)" for op in ("mul", "matmul")]
     kinds += ["softplus: Unable to allocate 1.00 GiB", "exp: Unable to allocate 100. MiB", "mul: Unable to allocate"]
-    kinds += ["full: Unable to allocate 100. MiB"]
+    kinds += ["full: Unable to allocate 100. MiB", "mg.capture: Unable to allocate 100. MiB"]
     end = r"\(device 'cpu'; ([\d,]+) bytes are in use\)\. Free tensors, or work on smaller batches\.$"
     for line, kind in zip(lines, 3 * kinds, strict=True):
         assert line.startswith(kind)

@@ -54,18 +54,18 @@ class Recording:
         self._written: list[tuple[Array, Array]] = []  # arrays, and what they held before
         self._updating = False
         self._used: set[str] = set()  # variables in the line that is being written
-        self.kernels = _Kernels(self)  # what an op is given meanwhile
 
     # While it is being recorded ------------------------------------------------------------------------------------
 
     @contextmanager
     def record(self) -> Iterator[None]:
         """Kernels that this thread calls are written down."""
-        here.recording = self
+        here.recording, self.kernels = self, _Kernels(self)  # which an op is given meanwhile
         try:
             yield
         finally:
             here.recording = None
+            del self.kernels  # no cycle: memory shall go back at once
 
     def call(self, name: str, kernel: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if name in _WRITERS:
@@ -140,7 +140,7 @@ class Recording:
             kept |= used
         self._text = "\n".join(["def step():", *reversed(lines)])
         exec(compile(self._text, "<captured step>", "exec"), self._constants)
-        self._step = self._constants["step"]
+        self._step = self._constants.pop("step")
         self._lines, self._names, self._written = [], {}, []
         return self._own(results), gradients
 
