@@ -76,7 +76,7 @@ def derivative(build: Build, shape: tuple[int, ...], dtype: str = "float32") -> 
 
 def op(name: str, build: Build, shape: tuple[int, ...]) -> Case:
     """A layer that is no convolution."""
-    return Case(f"{name} {times(shape)}", "layers", derivative(build, shape))
+    return Case(f"{name} {times(shape)}", "layers", derivative(build, shape), without=ALL_KERNELS)
 
 
 def convolution(given: int, made: int, kernel: int, stride: int, extent: int, batch: int, dtype: str) -> Case:
@@ -84,13 +84,13 @@ def convolution(given: int, made: int, kernel: int, stride: int, extent: int, ba
     work = derivative(layer("Conv2d", given, made, kernel, stride, 1), (batch, given, extent, extent), dtype)
     flops = 6 * batch * made * given * kernel**2 * (extent // stride) ** 2
     name = f"{given}→{made} k{kernel} s{stride} on {extent}²"
-    return Case(name, f"convolutions, {dtype}", work, SAME[dtype], flops=flops)
+    return Case(name, f"convolutions, {dtype}", work, SAME[dtype], flops=flops, without=ALL_KERNELS)
 
 
 def embedding(num: int, dim: int, shape: tuple[int, ...]) -> Case:
     """Rows of a table, and the gradient of the table."""
     work = Derivative(layer("Embedding", num, dim), lambda rng: (rng.integers(num, size=shape),))
-    return Case(f"Embedding {times((num, dim))}, {times(shape)} indices", "layers", work)
+    return Case(f"Embedding {times((num, dim))}, {times(shape)} indices", "layers", work, without=ALL_KERNELS)
 
 
 def product(m: int, k: int, n: int) -> Case:
