@@ -139,7 +139,7 @@ def test_who_cannot_is_left_out_and_says_why():
         def start(self, work):
             raise LeftOut("no such thing")
 
-    case = next(case for case in TABLE if case.without)
+    case = next(case for case in TABLE if "torch.compile" in case.without)
     sides = [Minigrad(), Unable(None, "peer"), Altered(lambda x: x, "torch.compile")]
     found = suite.one(case, sides, FAST)
     assert found.left_out == {"peer": "no such thing", "torch.compile": case.without["torch.compile"]}
