@@ -31,13 +31,18 @@ class _Watch:
         self.modules: dict[int, Module] = {}
         self.roots: list[Module] = []  # those that are no part of others
         self.leaves: dict[int, Tensor] = {}
+        self.changed: list[list[int]] = []  # the version of a tensor, once for each change
         self.states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
+        self.groups: dict[int, tuple[Optimizer, list[int]]] = {}
         self._undo: dict[int, Callable[[], None]] = {}
 
     def enters(self, module: Module) -> None:
         if id(module) not in self.modules:
             self.roots.append(module)
             self.modules.update((id(m), m) for m in module.modules())
+
+    def changes(self, version: list[int]) -> None:
+        self.changed.append(version)
 
     def draws(self, generator: Generator) -> None:
         if id(generator) not in self._undo:
@@ -75,6 +80,7 @@ class _Watch:
                     f"{_WHO}: {type(optimizer).__name__} made its state for a parameter of shape {p.shape} in the "
                     f"second step. Every parameter must have a gradient in the first step, too."
                 )
+        self.groups[id(optimizer)] = optimizer, _extents(optimizer)
         self.states += [(optimizer, p, optimizer.state[p]) for p in params if p in optimizer.state]
 
     def witness(self, op: Op, inputs: Any, attributes: Any, out: Tensor, aux: Any) -> None:
@@ -129,8 +135,8 @@ class CapturedStep:
         else:
             self._check_memory()
             self._recording.renew()
-            for tensor in self._changed:
-                tensor.version[0] += 1
+            for version in self._changed:
+                version[0] += 1
             for leaf in self._leaves:
                 leaf.grad = None  # so that its memory is used again
             try:
@@ -170,8 +176,6 @@ class CapturedStep:
         """Record the step, and make it. If that fails, what it has changed is put back."""
         recording = kernels(self._device).new_recording()
         watch = _Watch(self._device, recording)
-        tensors = [x for _, _, x in self._tensors()]
-        versions = [x.version[0] for x in tensors]
         try:
             with recording.record(), watch.watching(), witnessed(watch.witness):
                 out = _each(self._run(), lambda x: x.detach())
@@ -183,9 +187,8 @@ class CapturedStep:
             watch.undo()
             raise
         self._recording = recording
-        self._states = watch.states
-        self._changed = [x for x, version in zip(tensors, versions, strict=True) if x.version[0] != version]
-        self._memory = [(tree, name, x, x.data) for tree, name, x in self._tensors()]
+        self._states, self._groups, self._changed = watch.states, list(watch.groups.values()), watch.changed
+        self._memory = [(tree, name, x, x.data, x.requires_grad) for tree, name, x in self._tensors()]
         return made
 
     def _tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
@@ -214,11 +217,22 @@ class CapturedStep:
                 )
 
     def _check_memory(self) -> None:
-        for tree, name, x, data in self._memory:
+        for tree, name, x, data, required in self._memory:
             if tree.get(name) is not x or x.data is not data:
                 raise RuntimeError(
                     f"{_WHO}: {name!r}, of shape {x.shape}, has been replaced, or moved, since the step was captured. "
                     f"Make the step anew, or write into it with copy_()."
+                )
+            if x.requires_grad is not required:
+                raise RuntimeError(
+                    f"{_WHO}: requires_grad of {name!r}, of shape {x.shape}, was {required} when the step was captured "
+                    f"and is {x.requires_grad} now. Make the step anew."
+                )
+        for optimizer, extents in self._groups:
+            if _extents(optimizer) != extents:
+                raise RuntimeError(
+                    f"{_WHO}: {type(optimizer).__name__} had groups of {extents} parameters when the step was captured "
+                    f"and has {_extents(optimizer)} now (add_param_group). Make the step anew."
                 )
         for optimizer, p, state in self._states:
             if optimizer.state.get(p) is not state:
@@ -226,6 +240,11 @@ class CapturedStep:
                     f"{_WHO}: {type(optimizer).__name__} has got another state since the step was captured "
                     f"(load_state_dict). Make the step anew."
                 )
+
+
+def _extents(optimizer: Optimizer) -> list[int]:
+    """How many parameters are in its groups."""
+    return [len(group["params"]) for group in optimizer.param_groups]
 
 
 def _look(name: Any, x: Any) -> Any:
@@ -283,7 +302,8 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     advanced, at every call.
 
     A call is refused with what has changed since the first step: ValueError for shapes, dtypes, constants among the
-    arguments and the grad mode, RuntimeError for training or evaluation mode, replaced parameters and optimizer state.
+    arguments and the grad mode, RuntimeError for training or evaluation mode, replaced or frozen parameters, other
+    parameters or state of an optimizer.
     RuntimeError, at the second call, for a step that cannot be recorded: it reads values on the host (item(), an `if`
     on a tensor, a boolean mask, on a GPU an SVD), makes tensors from host values, works on another device, adds to
     gradients of the step before, or replaces a tensor that it should change in place. State is then as before that

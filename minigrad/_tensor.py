@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from minigrad import _dtypes, device as _device
+from minigrad._mode import mode
 
 if TYPE_CHECKING:
     from minigrad._methods import Methods
@@ -208,6 +209,13 @@ def _rebuild(cls: type[Tensor], host: Any, device: str, requires_grad: bool, gra
     Tensor.__init__(tensor, _device.kernels(_device.check(device, "unpickling")).from_host(host), device, requires_grad)
     tensor.grad = grad
     return tensor
+
+
+def changed(x: Tensor) -> None:
+    """Its memory holds something else now: graphs that had saved it are told, and a step that is being captured."""
+    x.version[0] += 1
+    if mode.recorder is not None:
+        mode.recorder.changes(x.version)
 
 
 def method(*names: str) -> Callable[[F], F]:

@@ -62,7 +62,7 @@ def on_cuda(device: str) -> None:
 @pytest.fixture
 def on_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test makes is on the device, unless it says where."""
-    for name in ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "rand", "randn"):
+    for name in ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "rand", "randn", "capture"):
         monkeypatch.setattr(mg, name, functools.partial(getattr(mg, name), device=device))
 
 

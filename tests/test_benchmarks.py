@@ -281,6 +281,12 @@ def test_without_a_gpu_the_command_says_what_is_missing(capsys):
     assert out == "" and err.startswith("benchmarks.cuda: device 'cuda': ")
 
 
+def test_captured_steps_are_left_out_on_a_cpu_alone():
+    left_out = [[c.name for c in cases.table(gpu=gpu) if "minigrad, captured" in c.without] for gpu in (False, True)]
+    assert len(left_out[0]) > 20 and not left_out[1]
+    assert any("torch.compile" in c.without for c in cases.table(gpu=True))
+
+
 def test_the_gpu_command_on_a_fake_card(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cuda, "card", lambda: {"name": "a card", "driver_version": "1.0"})
     monkeypatch.setattr(processes, "child", None)  # nothing is asked of fresh processes

@@ -10,7 +10,7 @@ from cuda_process import passed
 ON_THE_DEVICE = [
     "test_ops.py", "test_device.py", "test_device_products.py", "test_broadcasting.py", "test_special_values.py",
     "test_indexing.py", "test_dtypes.py", "test_autograd.py", "test_tensor.py", "test_device_training.py",
-    "test_capture.py", "test_cuda_exchange.py", "test_device_features.py",
+    "test_capture.py", "test_capture_refusals.py", "test_cuda_exchange.py", "test_device_features.py",
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from minigrad._mode import mode
-from minigrad._tensor import Number, Tensor, method
+from minigrad._tensor import Number, Tensor, changed, method
 from minigrad.device import kernels
 from minigrad.ops.index import raw_index
 
@@ -44,7 +44,7 @@ def write(name: str, x: Tensor, index: Any, value: Tensor | Number) -> None:
         raise ValueError(
             f"{name}: a value of shape {getattr(raw, 'shape', ())} does not broadcast into shape {x.shape}"
         ) from None
-    x.version[0] += 1
+    changed(x)
 
 
 @method()

@@ -8,7 +8,7 @@ from typing import Any
 
 from minigrad import _dtypes
 from minigrad._mode import enable_grad, mode
-from minigrad._tensor import Tensor
+from minigrad._tensor import Tensor, changed
 from minigrad.device import kernels
 from minigrad.ops.creation import zeros_like
 
@@ -104,7 +104,7 @@ class Optimizer:
                 else:
                     mode.recorder.updates(self, on_it, update)
             for p in ready:
-                p.version[0] += 1
+                changed(p)
         return loss
 
     def _check_gradient(self, p: Tensor) -> None:

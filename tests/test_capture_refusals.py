@@ -1,0 +1,250 @@
+"""What a captured step refuses: to be called for something else, and to be captured where it could not be true."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from captured import Net, batches, generator_in_use, training
+
+import minigrad as mg
+from minigrad._mode import mode
+from minigrad.ops.singular import sigma_max
+
+pytestmark = pytest.mark.usefixtures("on_device")
+
+# Guards ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_has_changed_is_said() -> None:
+    net = Net()
+    opt = mg.optim.Adam(net.parameters())
+    step = mg.capture(training(net, opt))
+    x, other = batches(2)
+    step(x)
+    for _ in range(2):  # after the first step, and after the second
+        with pytest.raises(ValueError, match=r"argument 0 was a float32 tensor of shape \(4, 3\).*got .* \(2, 3\)"):
+            step(x[:2])
+        with pytest.raises(ValueError, match=r"float32 tensor.*got a float64 tensor"):
+            step(x.to(mg.float64))
+        with pytest.raises(ValueError, match="argument 1 was absent"):
+            step(x, other)
+        with pytest.raises(ValueError, match="grad mode was True"), mg.no_grad():
+            step(x)
+        net.eval()
+        with pytest.raises(RuntimeError, match="Net was in training mode in the first step, and is in evaluation mode"):
+            step(x)
+        net.train()
+        net.drop.eval()
+        with pytest.raises(RuntimeError, match="Dropout was in training mode"):
+            step(x)
+        net.train()
+        step(x)
+    with pytest.raises(ValueError, match="requires grad"):
+        step(x.detach().requires_grad_())
+    with pytest.raises(TypeError, match="got ndarray for 0"):
+        step(np.ones(3))
+
+
+def test_what_was_replaced_is_said() -> None:
+    net = Net()
+    opt = mg.optim.Adam(net.parameters())
+    step = mg.capture(training(net, opt))
+    x = batches(1)[0]
+    for _ in range(3):
+        step(x)
+    before = generator_in_use().get_state()
+    opt.load_state_dict(opt.state_dict())
+    with pytest.raises(RuntimeError, match=r"another state .*Make the step anew"):
+        step(x)
+    assert [s["step"] for s in opt.state.values()] == [3, 3, 3]
+    assert generator_in_use().get_state() == before
+    step = mg.capture(training(net, opt))
+    for _ in range(3):
+        step(x)
+    net.mean = mg.zeros(4)
+    with pytest.raises(RuntimeError, match=r"'mean', of shape \(4,\), has been replaced"):
+        step(x)
+
+
+def test_a_loaded_state_dict_is_used() -> None:
+    net = Net()
+    x = batches(1)[0]
+    step = mg.capture(lambda x: net(x))
+    net.drop.eval()
+    for _ in range(3):
+        step(x)
+    net.load_state_dict({name: mg.zeros(*y.shape) for name, y in net.state_dict().items()})
+    assert (step(x) == 0).all().item()
+
+
+def test_a_frozen_parameter_and_another_group_are_said() -> None:
+    net, extra = Net(), mg.ones(2).requires_grad_()
+    opt = mg.optim.Adam(net.parameters())
+    step = mg.capture(training(net, opt))
+    x = batches(1)[0]
+    for _ in range(3):
+        step(x)
+    net.first.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"requires_grad of 'original', of shape .*, was True .* and is False now"):
+        step(x)
+    net.first.requires_grad_(True)
+    step(x)
+    opt.add_param_group({"params": [extra]})
+    n = len(list(net.parameters()))
+    with pytest.raises(RuntimeError, match=rf"Adam had groups of \[{n}\] parameters .* and has \[{n}, 1\] now"):
+        step(x)
+    assert {s["step"] for s in opt.state.values()} == {4}
+
+
+def test_graphs_are_told_of_what_a_step_changes() -> None:
+    """Of plain tensors, too, that are part of no module."""
+    w, count = mg.ones(3).requires_grad_(), mg.zeros(3)
+    opt = mg.optim.SGD([w], lr=0.1)
+
+    @mg.capture
+    def step() -> None:
+        opt.zero_grad()
+        (w * w).sum().backward()
+        opt.step()
+        with mg.no_grad():
+            count.copy_(count + 1)
+            count.copy_(count + 1)
+
+    for calls in range(1, 5):
+        before = (w * w * count).sum()
+        step()
+        assert (w.version[0], count.version[0]) == (calls, 2 * calls)
+        with pytest.raises(RuntimeError, match="was changed in place"):
+            before.backward()
+
+
+# What cannot be captured ----------------------------------------------------------------------------------------------
+
+HERE = r", at .*test_capture_refusals.py:\d+"
+
+
+@pytest.mark.parametrize(
+    ("fn", "complaint"),
+    [
+        (lambda x: x * x.sum().item(), "reads values back to the host" + " .*" + HERE),
+        (lambda x: x if x.sum() > 0 else -x, "reads values back" + " .*" + HERE),
+        (lambda x: x[x > 0], "a boolean mask" + ".*" + HERE),
+        (lambda x: x[[0, 2]], "copies values from the host.*" + HERE),
+        (lambda x: x * mg.tensor([1.0, 2.0, 3.0]), "copies values from the host.*" + HERE),
+        (lambda x: (x.__dlpack__(), x)[1], "gives memory away"),
+        (mg.detect_anomaly()(lambda x: x + 1), "reads values back|copies values"),
+    ],
+    ids=["item", "if", "mask", "list", "tensor", "dlpack", "anomaly"],
+)
+def test_a_step_that_cannot_be_captured(fn: Any, complaint: str) -> None:
+    refused(fn, complaint)
+
+
+def test_memory_of_others_is_not_taken(device: str) -> None:
+    if device == "cuda":
+        pytest.skip("test_cuda_exchange.py has what lends memory of a GPU")
+    others = np.ones(3)
+    refused(lambda x: (mg.from_dlpack(others), x)[1], "takes memory from outside")
+
+
+@pytest.mark.usefixtures("on_cuda")
+@pytest.mark.parametrize(
+    ("fn", "complaint"),
+    [
+        (lambda x: sigma_max(x, 0), "an SVD.*" + HERE),
+        (lambda x: mg.index_select(x, 0, x.argmax(1)), "computes the indices that it uses.*" + HERE),
+        (lambda x: x.to("cpu"), r"reads values back .*to\('cpu'\)"),
+        (lambda x: (mg.cuda.synchronize(), x)[1], "waits for the device"),
+        (lambda x: (mg.ones(2, device="cpu") * 2, x)[1], r"op 'mul' ran on 'cpu', .* is captured on 'cuda'. Move"),
+    ],
+    ids=["svd", "indices", "to", "synchronize", "cpu"],
+)
+def test_a_step_that_cannot_be_captured_on_a_gpu(fn: Any, complaint: str) -> None:
+    refused(fn, complaint)
+
+
+def refused(fn: Any, complaint: str) -> None:
+    step = mg.capture(fn)
+    x = batches(1)[0]
+    step(x)  # runs as it is
+    with pytest.raises(RuntimeError, match=complaint):
+        step(x)
+    assert mode.recorder is None
+    assert mode.witness is None
+    assert (x + 1 == 1 + x).all().item()  # nothing is recorded any more
+
+
+def test_state_does_not_advance_when_a_capture_fails() -> None:
+    net = Net()
+    opt = mg.optim.Adam(net.parameters())
+    plain = training(net, opt)
+    calls = []
+
+    def fn(x: mg.Tensor) -> mg.Tensor:
+        loss = plain(x)
+        net.mean.copy_(net.mean + 1)  # for the second time in the step
+        calls.append(1)
+        return loss * loss.item() if len(calls) == 2 else loss
+
+    def state() -> Any:
+        values = {name: x.detach().numpy().tolist() for name, x in net.state_dict().items()}
+        moments = [{k: v if k == "step" else v.tolist() for k, v in s.items()} for s in opt.state.values()]
+        return values, moments, generator_in_use().get_state()
+
+    step = mg.capture(fn)
+    x = batches(1)[0]
+    step(x)
+    before = state()
+    with pytest.raises(RuntimeError, match="reads values back"):
+        step(x)
+    assert state() == before
+    step(x)  # now it can
+    step(x)
+    assert [s["step"] for s in opt.state.values()] == [3, 3, 3]
+
+
+def test_gradients_of_the_step_before() -> None:
+    w = mg.ones(3).requires_grad_()
+    step = mg.capture(lambda x: (w * x).sum().backward())
+    step(mg.ones(3))
+    with pytest.raises(RuntimeError, match=r"adds to the gradient, from before the step.*zero_grad\(\)"):
+        step(mg.ones(3))
+
+
+def test_a_tensor_that_is_replaced_instead_of_changed() -> None:
+    class Carrying:
+        h = mg.zeros(3)
+
+        def __call__(self, x: mg.Tensor) -> mg.Tensor:
+            self.h = self.h * 0.5 + x
+            return self.h
+
+    step = mg.capture(Carrying())
+    step(mg.ones(3))
+    with pytest.raises(RuntimeError, match=r"let go of a tensor from before the step.*copy_\(\)"):
+        step(mg.ones(3))
+
+
+def test_a_parameter_that_joins_in_the_second_step() -> None:
+    a, b = (mg.ones(3).requires_grad_() for _ in range(2))
+    opt = mg.optim.Adam([a, b])
+    calls = []
+
+    @mg.capture
+    def step(x: mg.Tensor) -> None:
+        calls.append(1)
+        opt.zero_grad()
+        ((a + b if len(calls) > 1 else a) * x).sum().backward()
+        opt.step()
+
+    step(mg.ones(3))
+    with pytest.raises(RuntimeError, match=r"made its state .* in the second step"):
+        step(mg.ones(3))
+
+
+def test_a_step_in_a_step() -> None:
+    inner = mg.capture(lambda x: x * 2)
+    with pytest.raises(RuntimeError, match="cannot be a part of another"):
+        mg.capture(lambda x: inner(x))(mg.ones(3))
