@@ -1,4 +1,8 @@
-"""Memory that a kernel needs while it runs, kept for the next one: fresh pages cost more than many a kernel."""
+"""Memory that a kernel needs while it runs.
+
+`Scratch` keeps it for the next one: fresh pages cost more than many a kernel. `aligned` is for kernels that take
+little, and are over so soon that the Python of `Scratch` would show.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from minigrad.kernels.cpu._jit import helper
 
 #: Buffers that are kept, and the bytes of the largest of them. Seldom do more than two threads need one at a time.
 _KEPT, _LARGEST = 2, 2**26
@@ -51,3 +57,12 @@ class Scratch:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         if len(_buffers) < _KEPT and self._buffer.size <= _LARGEST:
             _buffers.append(self._buffer)
+
+
+@helper
+def aligned(size: int, like: Any) -> Any:
+    """Within a kernel: an array of the dtype of another, with anything in it, that begins with a line of the cache."""
+    numbers = _LINE // like.itemsize
+    made = np.empty(size + numbers, like.dtype)
+    start = -(made.ctypes.data // like.itemsize) % numbers
+    return made[start : start + size]

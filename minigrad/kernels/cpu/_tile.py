@@ -18,7 +18,6 @@ import functools
 import os
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -27,7 +26,6 @@ from numba.extending import intrinsic
 
 from minigrad.kernels.cpu._jit import helper
 
-_LINE = 64  # bytes
 _INDEX, _LANE = ir.IntType(64), ir.IntType(32)
 
 
@@ -187,15 +185,6 @@ if os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1":
 else:
     tile, narrow_tile, turn = _tile(2), _tile(1), intrinsic(_turn)
     copy_rows, copy_columns = _copy(0), _copy(1)
-
-
-@helper
-def aligned(size: int, like: Any) -> Any:
-    """An array of the dtype of another, with anything in it, that begins with a line of the cache."""
-    numbers = _LINE // like.itemsize
-    made = np.empty(size + numbers, like.dtype)
-    start = -(made.ctypes.data // like.itemsize) % numbers
-    return made[start : start + size]
 
 
 @helper

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _tile
+from minigrad.kernels.cpu import _scratch, _tile
 from minigrad.kernels.cpu._jit import helper, jit, num_threads
 from minigrad.kernels.cpu.array import Array
 
@@ -99,7 +99,7 @@ def _multiply(
     strips, each = (m + height - 1) // height, (n + width - 1) // width
     block = height * max(1, min(_TILES, (len(out) * each * strips + threads - 1) // threads))  # work for every thread
     if x_turned:
-        laid = _tile.aligned(len(x) * strips * depth * height, x).reshape(len(x) * strips, depth, height)
+        laid = _scratch.aligned(len(x) * strips * depth * height, x).reshape(len(x) * strips, depth, height)
         for i in prange(len(laid)):
             _lay(laid[i], x[np.int64(i) // strips], np.int64(i) % strips * height)
         given, matrix, row, step = laid.reshape(-1), strips * height * depth, 1, height
@@ -107,8 +107,8 @@ def _multiply(
         given, matrix, row, step = x.reshape(-1), m * depth, depth, 1
     strip, kept = height * depth, min(depth, _DEPTH)
     blocks = (m + block - 1) // block
-    panels = _tile.aligned(threads * _PANELS * kept * width, x).reshape(threads, _PANELS, kept, width)
-    products = _tile.aligned(threads * block * width, x).reshape(threads, block, width)
+    panels = _scratch.aligned(threads * _PANELS * kept * width, x).reshape(threads, _PANELS, kept, width)
+    products = _scratch.aligned(threads * block * width, x).reshape(threads, block, width)
     steps, places, lines = _every(step, _STEPS), _every(width, kept), _every(depth, width // 2)
     whole, last = _every(row, height), _every(row, height)
     for i in range(height):
