@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import fields, replace
 
 import numpy as np
@@ -270,9 +271,9 @@ def test_a_real_sigint_to_the_whole_group(folder):
 # A Dask cluster ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def scheduler():
-    """The address of a local cluster on loopback: two processes of two threads each."""
+@contextmanager
+def local_cluster(workers):
+    """On loopback: processes of two threads each."""
     distributed = pytest.importorskip("distributed", reason="clusters need dask[distributed]")
     import dask
 
@@ -280,10 +281,27 @@ def scheduler():
     with (
         dask.config.set(given),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=50
+            n_workers=workers, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=50
         ) as cluster,
     ):
+        yield cluster
+
+
+@pytest.fixture
+def scheduler():
+    """The address of a cluster of two."""
+    with local_cluster(2) as cluster:
         yield cluster.scheduler_address
+
+
+def test_workers_are_waited_for(folder, monkeypatch, capsys):
+    with local_cluster(0) as cluster:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(engine, "PATIENCE", 1)
+            assert run(folder, "--dask", cluster.scheduler_address) == 2
+        assert "has no workers. Start one: dask worker" in capsys.readouterr().err
+        cluster.scale(1)  # which takes a while
+        assert run(folder, "--dask", cluster.scheduler_address) == 0
 
 
 def test_the_same_on_a_dask_cluster(folder, scheduler, monkeypatch, capsys):

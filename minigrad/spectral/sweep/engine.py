@@ -18,7 +18,7 @@ from minigrad.spectral.sweep.plan import Cell
 Outcomes = Iterator[tuple[Cell, Outcome]]
 Engine = Callable[[list[Cell], Dataset], Outcomes]
 
-#: Seconds that a scheduler may take to answer.
+#: Seconds that a scheduler may take to answer, and its workers to be there: those that died are being started again.
 PATIENCE = 10
 DIED = "the worker process died: killed, or out of memory"
 
@@ -91,8 +91,11 @@ def cluster(address: str) -> Iterator[Engine]:
 
 
 def _check(client: Any, address: str) -> None:
-    if not client.nthreads():
-        raise UsageError(f"sweep --dask: the scheduler at {address} has no workers. Start one: dask worker {address}")
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except TimeoutError:
+        problem = f"sweep --dask: the scheduler at {address} has no workers. Start one: dask worker {address}"
+        raise UsageError(problem) from None
     try:
         versions = set(client.run(_version).values())
     except Exception as error:  # whatever an import may raise, there
