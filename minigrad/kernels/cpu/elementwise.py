@@ -19,24 +19,26 @@ _PARALLEL_FROM = 1 << 15  # elements
 def _quiet(ufunc: Any) -> Callable[..., Array]:
     """NaN and infinity are values here, not occasions for a warning."""
 
+    @np.errstate(all="ignore")
     def kernel(*operands: Any) -> Array:
-        with np.errstate(all="ignore"):
-            return np.asarray(ufunc(*operands))
+        return np.asarray(ufunc(*operands))
 
+    kernel.ufunc = ufunc  # type: ignore[attr-defined]  # for a captured step
     return kernel
 
 
 def _arithmetic(ufunc: Any) -> Callable[..., Array]:
     """The same for two operands; a number met by float16 takes part in float32, as that rounds but once."""
 
+    @np.errstate(all="ignore")
     def kernel(x: Any, y: Any) -> Array:
-        with np.errstate(all="ignore"):
-            if isinstance(x, int | float) and y.dtype == np.float16:
-                return np.asarray(ufunc(np.float32(x), y), np.float16)
-            if isinstance(y, int | float) and x.dtype == np.float16:
-                return np.asarray(ufunc(x, np.float32(y)), np.float16)
-            return np.asarray(ufunc(x, y))
+        if isinstance(x, int | float) and y.dtype == np.float16:
+            return np.asarray(ufunc(np.float32(x), y), np.float16)
+        if isinstance(y, int | float) and x.dtype == np.float16:
+            return np.asarray(ufunc(x, np.float32(y)), np.float16)
+        return np.asarray(ufunc(x, y))
 
+    kernel.ufunc = ufunc  # type: ignore[attr-defined]
     return kernel
 
 

@@ -2,9 +2,9 @@
 
 A call is a line of that function, `v7 = linear(v2, v5, a3)`. Arrays that the step made are its variables. Arrays from
 before the step are used where they lie, and must still be there when it is over; whatever else a kernel was given is a
-constant. There is neither graph nor Tensor in it, and so none of their cost, which for small networks is most of a
-step's. Numbers that change from step to step are asked for by the kernels themselves (a draw of random numbers), or by
-the optimizer's own Python, which is one line.
+constant. What is made of constants alone is made once, before the function. There is neither graph nor Tensor in it,
+and so none of their cost, which for small networks is most of a step's. Numbers that change from step to step are asked
+for by the kernels themselves (a draw of random numbers), or by the optimizer's own Python, which is one line.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,18 +43,28 @@ class _Here(threading.local):
 here = _Here()
 
 
+@dataclass
+class _Line:
+    text: str
+    made: list[str]
+    used: set[str]  # variables, with those that it makes
+    memory: list[weakref.ref[Array]]  # of what it makes
+    varies: bool  # with what is not in this file, or because what it makes is written over
+
+
 class Recording:
     """The calls of one step; `run()` makes them."""
 
     def __init__(self) -> None:
-        self._lines: list[tuple[str, set[str]]] = []  # and the variables in it
+        self._lines: list[_Line] = []
         self._names: dict[int, tuple[Callable[[], Any], str]] = {}  # id -> an array that the step knows, its name
         self._outside: dict[str, weakref.ref[Array]] = {}
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[str, Any] = {"np": np}
         self._variables = 0
         self._written: list[tuple[Array, Array]] = []  # arrays, and what they held before
         self._updating = False
-        self._used: set[str] = set()  # variables in the line that is being written
+        self._used: set[str] = set()  # of the line that is being written
+        self._varies = False
 
     # While it is being recorded ------------------------------------------------------------------------------------
 
@@ -70,9 +81,14 @@ class Recording:
     def call(self, name: str, kernel: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if name in _WRITERS:
             self._written += [(x, x.copy()) for x in _arrays(args)]
+            for x in _arrays(args[:1]):
+                self._is_written(x)
         out = kernel(*args, **options)
         if not (self._updating or self._known(out)):  # what came back as it was given needs no line
-            self._constants[name] = kernel
+            if (ufunc := getattr(kernel, "ufunc", None)) and out.ndim and out.dtype != np.float16:
+                name = f"np.{ufunc.__name__}"  # all that the kernel would do here
+            else:
+                self._constants[name] = kernel
             self._add(name, [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())], out)
         return out
 
@@ -82,14 +98,22 @@ class Recording:
         self._updating = False
         name = f"update{len(self._lines)}"
         self._constants[name] = update
+        self._varies = True
         self._add(name, list(map(self._word, gradients)), None)
 
     def _add(self, name: str, arguments: list[str], out: Any) -> None:
         call = f"{name}({', '.join(arguments)})"
         outs = out if type(out) is tuple else () if out is None else (out,)
         made = [self._variable(x) for x in outs]
-        self._lines.append((f"{', '.join(made)} = {call}" if made else call, self._used))
-        self._used = set()
+        memory = [weakref.ref(_memory(x)) for x in outs if isinstance(x, np.ndarray)]
+        text = f"{', '.join(made)} = {call}" if made else call
+        self._lines.append(_Line(text, made, self._used, memory, self._varies))
+        self._used, self._varies = set(), False
+
+    def _is_written(self, x: Array) -> None:
+        """Every step must make it anew."""
+        for line in self._lines:
+            line.varies |= any(memory() is _memory(x) for memory in line.memory)
 
     def _variable(self, x: Any) -> str:
         name = f"v{self._variables}"
@@ -106,25 +130,36 @@ class Recording:
     def _word(self, x: Any) -> str:
         """How the function speaks of an argument."""
         if name := self._known(x):
-            if name not in self._outside:
+            if name in self._outside:
+                self._varies = True
+            else:
                 self._used.add(name)
             return name
         if isinstance(x, np.ndarray):
+            self._varies = True
             name = f"a{len(self._outside)}"
             self._outside[name] = weakref.ref(x)
             self._names[id(x)] = self._outside[name], name
             return name
         if type(x) is tuple:
             return _tuple(map(self._word, x))
+        if x is ...:
+            return "..."
         if x is None or type(x) in (bool, int, str, slice) or (type(x) is float and math.isfinite(x)):
             return repr(x)
-        name = "..." if x is ... else x.name if isinstance(x, np.dtype) else f"c{len(self._constants)}"
+        if isinstance(x, np.dtype):
+            self._constants[x.name] = x
+            return x.name
+        self._varies = True  # a draw of random numbers, say
+        name = f"c{len(self._constants)}"
         self._constants[name] = x
         return name
 
     def finish(self, results: Sequence[Array], gradients: Sequence[Array]) -> Made:
         """All is written down: make the function whose runs return such results and gradients."""
-        memory = [self._known(x if x.base is None else x.base) for x in results]  # "": a kernel's own
+        for x in (*results, *gradients):  # theirs who get them
+            self._is_written(x)
+        memory = [self._known(_memory(x)) for x in results]  # "": a kernel's own
         self._borrowed = [not name or name in self._outside for name in memory]
         ends = [*map(self._word, results), *map(self._word, gradients)]
         for name, reference in self._outside.items():
@@ -132,13 +167,20 @@ class Recording:
             if array is None:
                 let_go()
             self._constants[name] = array
-        kept, lines = set(ends), [f"    return {_tuple(ends)}"]
-        for line, used in reversed(self._lines):
-            if gone := ", ".join(sorted(used - kept)):  # no later line has them
+        once, fixed, each = [], set[str](), []
+        for line in self._lines:
+            if line.varies or not line.used <= fixed.union(line.made):
+                each.append(line)
+            else:
+                once.append(line.text)
+                fixed.update(line.made)
+        kept, lines = fixed.union(ends), [f"    return {_tuple(ends)}"]
+        for line in reversed(each):
+            if gone := ", ".join(sorted(line.used - kept)):  # no later line has them
                 lines.append(f"    del {gone}")
-            lines.append(f"    {line}")
-            kept |= used
-        self._text = "\n".join(["def step():", *reversed(lines)])
+            lines.append(f"    {line.text}")
+            kept |= line.used
+        self._text = "\n".join([*once, "def step():", *reversed(lines)])
         exec(compile(self._text, "<captured step>", "exec"), self._constants)
         self._step = self._constants.pop("step")
         self._lines, self._names, self._written = [], {}, []
@@ -165,6 +207,7 @@ class Recording:
     def renew(self) -> None:
         """Nothing: numbers that change are asked for in the step."""
 
+    @np.errstate(all="ignore")
     def run(self) -> Made:
         """One step."""
         made = self._step()
@@ -191,6 +234,11 @@ class _Kernels:
             return recording.call(name, kernel, args, options)
 
         return call
+
+
+def _memory(x: Array) -> Array:
+    """The array that owns it."""
+    return x if x.base is None else x.base
 
 
 def _tuple(words: Iterable[str]) -> str:

@@ -25,6 +25,7 @@ from minigrad.kernels.cpu.array import cast
 Array = Any
 _PARALLEL_FROM = 1 << 16  # elements of W
 _ROWS = 32  # rows to a block; a multiple of the four that are read side by side
+_CACHED = 1 << 16  # elements that stay in a core's own cache from one product to the other
 _COLUMNS = 512  # columns whose blocks are added up together
 _FLAT = 1 << 13  # elements to a block, where rows do not matter
 _SMALL = 1e-70  # σ whose fourth power is still a normal float64
@@ -117,11 +118,15 @@ def _rows_first(w: Array, u: Array, v: Array, eps: float) -> float:
     x = v.reshape(a, b)
     t = np.zeros(m + 3)
     z = np.zeros((blocks, a, b))
+    rows = max(4, min(_ROWS, _CACHED // (a * b) // 4 * 4))
     for block in prange(blocks):
-        for i in range(block * _ROWS, min(m, (block + 1) * _ROWS), 4):
-            _multiply(t, w, x, i, i + 1)
-            for p in range(a):
-                _add_rows(z[block, p], w[p], i, t)
+        last = min(m, (block + 1) * _ROWS)
+        for first in range(block * _ROWS, last, rows):
+            end = min(last, first + rows)
+            _multiply(t, w, x, first, end)
+            for i in range(first, end, 4):
+                for p in range(a):
+                    _add_rows(z[block, p], w[p], i, t)
     parts = z.reshape(blocks, a * b)
     for piece in prange(-(-a * b // _COLUMNS)):
         _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
