@@ -33,10 +33,10 @@ class Through:
 class Around(NamedTuple):
     """What the layer stands in."""
 
-    build: Callable[[], Any]  # makes the network without normalization, in float64
+    build: Callable[[], Any]  # makes the network without normalization, in float64 on the CPU
     network: Any  # the trained one, for its biases
     normalized: dict[str, Array]  # the W̄ of every layer
-    batch: tuple[Any, Any]  # x and y
+    batch: tuple[Any, Any]  # x and y, on the CPU
 
 
 def through(
@@ -92,7 +92,7 @@ def _module_gradient(
     prefix = f"{layer.name}.parametrizations.weight"
     state |= {f"{prefix}.0._u": mg.tensor(vectors[0]), f"{prefix}.0._v": mg.tensor(vectors[1])}
     network.load_state_dict(state)
-    network.train()
-    loss(network, *batch).backward()
+    network.to(layer.device).train()
+    loss(network, *(x.to(layer.device) for x in batch)).backward()
     original = dict(network.named_parameters())[f"{prefix}.original"]
     return host(original.grad).reshape(layer.weight.shape)

@@ -45,7 +45,7 @@ class Steepness:
 
 def steepness(step: int, network: Any, x: Any, done: Callable[[], None]) -> Steepness:
     """The bounds of a network in evaluation mode, in float64; x gives the lower one."""
-    network = copy.deepcopy(network).to("cpu").to(mg.float64)
+    network = copy.deepcopy(network).to(mg.float64)
     bounds = mg.spectral.lipschitz_bounds(network, x)
     done()
     factors = [_factor(network, row) for row in bounds.layers]

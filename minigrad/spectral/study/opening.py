@@ -41,6 +41,7 @@ class Layer:
     v: Array
     upstream: Array
     upstream_from: str
+    device: str = "cpu"  # where minigrad's gradients of it are computed; the oracles' are NumPy's
 
 
 @dataclass(frozen=True)
@@ -110,16 +111,15 @@ def open_layers(network: Any, twin: Any, names: Sequence[str], x: Any, y: Any, s
         upstream, source = host(getattr(twin, name).weight.grad).reshape(matrix.shape), "loss"
         if not upstream.any():  # nothing reaches this layer: any G tests the node as well
             upstream, source = np.random.default_rng(seed).standard_normal(matrix.shape), "random"
-        opened.append(Layer(name, shape, matrix, u, v, upstream, source))
+        opened.append(Layer(name, shape, matrix, u, v, upstream, source, getattr(network, name).bias.device))
     return opened
 
 
 def analytic(convention: str, layer: Layer, u: Array, v: Array, sweeps: int = 1) -> Array:
     """The gradient that minigrad puts on the raw weight under a convention, for L = ⟨G, W̄⟩ with G frozen."""
-    weight = mg.tensor(layer.weight, requires_grad=True)
-    vectors = mg.tensor(u), mg.tensor(v)
-    made = ways.apply(convention, weight, *vectors, n_power_iterations=sweeps)
-    (gradient,) = mg.grad(made, [weight], mg.tensor(layer.upstream))
+    weight, u, v, upstream = (mg.tensor(x, device=layer.device) for x in (layer.weight, u, v, layer.upstream))
+    made = ways.apply(convention, weight.requires_grad_(), u, v, n_power_iterations=sweeps)
+    (gradient,) = mg.grad(made, [weight], upstream)
     return host(gradient)
 
 

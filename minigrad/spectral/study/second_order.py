@@ -54,7 +54,8 @@ class _Normalized(mg.nn.Parametrization):
 
     def __init__(self, original: mg.nn.Parameter, convention: str, u: Array, v: Array):
         super().__init__(original)
-        self.convention, self.u, self.v = convention, mg.tensor(u), mg.tensor(v)
+        self.convention = convention
+        self.u, self.v = (mg.tensor(x, device=original.device) for x in (u, v))
 
     def read(self) -> mg.Tensor:
         return apply(self.convention, self.original, self.u, self.v)
@@ -106,11 +107,12 @@ def _products(layer: Layer, around: Around, convention: str, u: Array, v: Array,
     shape = module.weight.shape
     with mg.no_grad():
         module.weight.copy_(mg.tensor(layer.weight.reshape(shape)))
+    network.to(layer.device)
     module.parametrize("weight", _Normalized(module.weight, convention, u, v))
     weight = module.parametrizations.weight.original
-    value = loss(network, *around.batch)
+    value = loss(network, *(x.to(layer.device) for x in around.batch))
     (gradient,) = mg.grad(value, weight, create_graph=True)
-    given = [mg.tensor(d.reshape(shape)) for d in (*along, layer.weight)]
+    given = [mg.tensor(d.reshape(shape), device=layer.device) for d in (*along, layer.weight)]
     found = [mg.grad(gradient, weight, d, retain_graph=True)[0] for d in given]
     return [host(x).reshape(layer.weight.shape) for x in (*found, gradient)]
 

@@ -194,7 +194,8 @@ class Study:
 
     def _steepness(self, name: str) -> None:
         with self.progress.stage(name, 2) as done:
-            self.results.steepness = steepness(self.settings.steps, self.network, self.batch[0], done)
+            x = self.batch[0].to(self.settings.device)
+            self.results.steepness = steepness(self.settings.steps, self.network, x, done)
 
     def _libraries(self, name: str) -> None:
         with self.progress.stage(name, len(LIBRARIES)) as done:
