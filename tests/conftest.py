@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 from collections.abc import Generator
+from typing import Any
 
 import hypothesis
 import numba
@@ -64,6 +65,22 @@ def on_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test makes is on the device, unless it says where."""
     for name in ("tensor", "zeros", "ones", "full", "empty", "eye", "arange", "rand", "randn", "capture"):
         monkeypatch.setattr(mg, name, functools.partial(getattr(mg, name), device=device))
+
+
+@pytest.fixture
+def launched(device: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The kernels that the GPU, or the simulator, is given to run."""
+    names: list[str] = []
+    if device == "cuda":
+        kernel = importlib.import_module("minigrad.kernels.cuda.launch").Kernel
+        launch = kernel._launch
+
+        def noted(self: Any, *args: Any) -> None:
+            names.append(self.name)
+            launch(self, *args)
+
+        monkeypatch.setattr(kernel, "_launch", noted)
+    return names
 
 
 @pytest.fixture(scope="session")
