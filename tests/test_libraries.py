@@ -20,8 +20,8 @@ WRONG = {"paddle-op", "keras-tf", "keras-torch", "aidotnet"}
 
 
 @pytest.fixture(scope="module")
-def rows():
-    return {name: measure(name) for name in LIBRARIES}
+def rows(device):
+    return {name: measure(name, device=device) for name in LIBRARIES}
 
 
 # The rows -------------------------------------------------------------------------------------------------------------
