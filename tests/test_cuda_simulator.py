@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from cuda_process import passed
 
+from minigrad.ops.conventions import CONVENTIONS
+
 ON_THE_DEVICE = [
     "test_ops.py", "test_device.py", "test_device_products.py", "test_broadcasting.py", "test_special_values.py",
     "test_indexing.py", "test_dtypes.py", "test_autograd.py", "test_tensor.py", "test_device_training.py",
     "test_capture.py", "test_capture_refusals.py", "test_cuda_exchange.py", "test_device_features.py",
 ]  # fmt: skip
+QUICKEST = [  # of gradcheck, study, sweep and the examples, whose other tests take up to a minute each
+    *(f"test_device_gradcheck.py::test_conventions[{name}-(5, 4)]" for name in CONVENTIONS),
+    "test_device_study.py::test_the_verdict_is_about_the_kernels_of_the_device", "test_device_study.py::test_a_sweep",
+    "test_device_examples.py::test_an_example[exact_gradients]",
+    "test_device_examples.py::test_an_example[spectral_mlp_digits]",
+]  # fmt: skip
 
 
 def test_the_device_passes_the_suite_of_the_cpu(device: str) -> None:
-    assert passed(ON_THE_DEVICE, device) > 1000
+    assert passed(ON_THE_DEVICE + QUICKEST, device) > 1000
