@@ -125,7 +125,7 @@ def test_cifar10_in_parts(
     write(tmp_path / "data", "binary")
     images = {"(-1, 3, 32, 32)": "(-1, 3, 32, 32)[..., ::2, ::2]", "* 16": "* 4", "4, 4))": "2, 2))"}  # of 16×16 pixels
     given = f"--data {tmp_path / 'data'} --width 1 --batch 2 --look 3"
-    small = Small({**images, "64, LATENT": "8, LATENT"}, given, bool)
+    small = Small({**images, "64, LATENT": "8, LATENT", "2e-4": "1e-2"}, given, bool)
 
     def trained(folder: str, steps: int, where: str = device) -> list[float]:
         (tmp_path / folder).mkdir(exist_ok=True)

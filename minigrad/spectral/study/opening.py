@@ -117,8 +117,9 @@ def open_layers(network: Any, twin: Any, names: Sequence[str], x: Any, y: Any, s
 
 def analytic(convention: str, layer: Layer, u: Array, v: Array, sweeps: int = 1) -> Array:
     """The gradient that minigrad puts on the raw weight under a convention, for L = ⟨G, W̄⟩ with G frozen."""
-    weight, u, v, upstream = (mg.tensor(x, device=layer.device) for x in (layer.weight, u, v, layer.upstream))
-    made = ways.apply(convention, weight.requires_grad_(), u, v, n_power_iterations=sweeps)
+    given = layer.weight, layer.upstream, u, v
+    weight, upstream, *vectors = (mg.tensor(x, device=layer.device) for x in given)
+    made = ways.apply(convention, weight.requires_grad_(), *vectors, n_power_iterations=sweeps)
     (gradient,) = mg.grad(made, [weight], upstream)
     return host(gradient)
 
