@@ -35,6 +35,8 @@ if command -v compute-sanitizer >/dev/null; then
 else
     echo "== compute-sanitizer is not installed: left out" | tee "$out/sanitizer.log"
 fi
+part study 300 "$python" -m minigrad study --quick --device cuda --out "$out/study"
+part example 300 "$python" examples/sngan_digits.py --device cuda --out "$out/sngan_digits.png"
 part benchmarks "${BENCHMARKS_S:-1500}" "$python" -m benchmarks.cuda --json "$out/cuda.json"
 
 echo "== done: ${#failed[@]} failed${failed[*]:+ (${failed[*]})}; logs in $out"
