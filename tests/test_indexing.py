@@ -76,6 +76,35 @@ def test_reading_and_its_gradient(case: tuple[tuple[int, ...], Any]) -> None:
     np.testing.assert_array_equal(dx.detach().numpy(), scattered)
 
 
+@st.composite
+def gathered(draw: st.DrawFn) -> Any:
+    """A shape, a dimension of it, and an index that may be shorter in the others, and longer in this one."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
+    dim = draw(st.integers(0, len(shape) - 1))
+    extents = tuple(draw(st.integers(0, 5 if d == dim else n)) for d, n in enumerate(shape))
+    count = int(np.prod(extents))
+    index = draw(st.lists(st.integers(0, shape[dim] - 1), min_size=count, max_size=count))
+    return shape, dim, np.array(index, np.int64).reshape(extents)
+
+
+@given(gathered(), st.sampled_from(["float16", "float32", "float64", "int64", "bool"]))
+def test_gathering_and_its_gradient(case: Any, dtype: str) -> None:
+    shape, dim, index = case
+    a = (arrays(shape) % 5).astype(dtype)
+    x = mg.tensor(a, requires_grad="float" in dtype)
+    y = mg.gather(x, dim, mg.tensor(index))
+    places = [*np.indices(index.shape)]
+    places[dim] = index
+    np.testing.assert_array_equal(y.detach().numpy(), a[tuple(places)])
+    if x.requires_grad:
+        g = (arrays(y.shape) % 7).astype(dtype)
+        scattered = np.zeros_like(a)
+        np.add.at(scattered, tuple(places), g)
+        (dx,) = mg.grad(y, x, mg.tensor(g))
+        assert str(dx.dtype) == dtype
+        np.testing.assert_array_equal(dx.numpy(), scattered)
+
+
 @given(indexed())
 def test_writing(case: tuple[tuple[int, ...], Any]) -> None:
     shape, index = case

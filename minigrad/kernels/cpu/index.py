@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numba import prange
 
 from minigrad.kernels.cpu._jit import jit
 from minigrad.kernels.cpu.array import Array, cast
+
+_PARALLEL_FROM = 1 << 15
 
 
 def getitem(x: Array, index: Any) -> Array:
@@ -48,19 +51,46 @@ def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
     return np.ascontiguousarray(np.moveaxis(out, 0, dim)) if dim else out
 
 
+@jit(_PARALLEL_FROM)
+def _gather(out: Array, x: Array, index: Array) -> None:
+    for i in prange(len(index)):
+        for k in range(index.shape[1]):
+            for j in range(index.shape[2]):
+                out[i, k, j] = x[i, index[i, k, j], j]
+
+
+@jit(_PARALLEL_FROM)
+def _scatter_add(out: Array, g: Array, index: Array) -> None:
+    for i in prange(len(index)):
+        for k in range(index.shape[1]):
+            for j in range(index.shape[2]):
+                out[i, index[i, k, j], j] += g[i, k, j]
+
+
 def gather(x: Array, dim: int, index: Array) -> Array:
     """out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`; the other extents of index may be shorter than x's."""
-    return np.take_along_axis(x[_corner(index.shape, dim)], index, axis=dim)
+    out = np.empty(index.shape, x.dtype)
+    plain = np.uint16 if x.dtype == np.float16 else x.dtype
+    _gather(_cube(out.view(plain), dim), _cube(x[_corner(index.shape, dim)].view(plain), dim), _cube(index, dim))
+    return out
 
 
 def scatter_add(g: Array, dim: int, index: Array, shape: tuple[int, ...]) -> Array:
     """Zeros of `shape`, plus each entry of g at its index along `dim`: the adjoint of `gather`."""
-    places = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape)
-    return put_add(g, np.take_along_axis(places[_corner(index.shape, dim)], index, axis=dim), shape)
+    wide = np.float32 if g.dtype == np.float16 else g.dtype
+    out = np.zeros((*index.shape[:dim], shape[dim], *index.shape[dim + 1 :]), wide)
+    _scatter_add(_cube(out, dim), _cube(g, dim).astype(wide, copy=False), _cube(index, dim))
+    return cast(out if out.shape == shape else setitem_zeros(out, shape, _corner(index.shape, dim)), g.dtype)
 
 
 def _corner(extents: tuple[int, ...], dim: int) -> tuple[slice, ...]:
     return tuple(slice(None) if d == dim else slice(n) for d, n in enumerate(extents))
+
+
+def _cube(x: Array, dim: int) -> Array:
+    """What is before `dim`, along it, and behind it."""
+    extents = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
+    return np.ascontiguousarray(x).reshape(extents)
 
 
 def take(x: Array, places: Array) -> Array:
