@@ -59,7 +59,10 @@ def type_of(dtype: Any, array: bool) -> Any:
     return types.Array(scalar, 1, "C") if array else scalar
 
 
-# Addresses: what a kernel needs for arrays whose number is not part of its type ---------------------------------------
+# Addresses: what a kernel needs for arrays whose number is not part of its type, and to move neighbours at once -------
+
+ALIGNED = 16  # bytes, the most that a thread moves at once, from or to a multiple of them
+QUAD = 4  # elements that are moved together: as many bytes of float32, twice as many of float64
 
 if SIMULATED:
 
@@ -71,6 +74,21 @@ if SIMULATED:
         """In a kernel: the flat array of so many elements at an address, of the type of another."""
         memory = (ctypes.c_char * (int(size) * like.dtype.itemsize)).from_address(int(address)) if address else b""
         return np.frombuffer(memory, like.dtype)
+
+    def quad(x: Any, at: Any) -> Any:
+        """In a kernel: `QUAD` neighbours of a contiguous array, the first at place `at` of its memory."""
+        return tuple(_quad_at(x, at))
+
+    def set_quad(x: Any, at: Any, values: Any) -> None:
+        """The same, written."""
+        _quad_at(x, at)[:] = values
+
+    def _quad_at(x: Any, at: Any) -> Any:
+        memory = getattr(x, "_ary", x).reshape(-1)
+        found = memory[int(at) : int(at) + QUAD]
+        if found.size < QUAD or found.ctypes.data % ALIGNED:
+            raise IndexError(f"elements {at} to {at + QUAD - 1} of {memory.size}: beyond the array, or not aligned")
+        return found
 
 else:
     from numba.cuda.extending import intrinsic
@@ -86,3 +104,24 @@ else:
             return array._getvalue()  # its length stays that of the other, and is not looked at
 
         return like(address, size, like), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def quad(context: Any, x: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.load(_tuple_at(context, builder, signature, arguments), align=ALIGNED)
+
+        return types.UniTuple(x.dtype, QUAD)(x, types.uint64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def set_quad(context: Any, x: Any, at: Any, values: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            builder.store(arguments[2], _tuple_at(context, builder, signature, arguments), align=ALIGNED)
+            return context.get_dummy_value()
+
+        return types.void(x, types.uint64, types.UniTuple(x.dtype, QUAD)), generate
+
+    def _tuple_at(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        """Where the elements are, as the address of a tuple: aligned, and moved whole, it takes vector instructions."""
+        x = signature.args[0]
+        first = builder.gep(context.make_array(x)(context, builder, value=arguments[0]).data, [arguments[1]])
+        return builder.bitcast(first, context.get_data_type(types.UniTuple(x.dtype, QUAD)).as_pointer())

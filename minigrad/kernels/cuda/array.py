@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda import memory
-from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._numba import ALIGNED, cuda
 from minigrad.kernels.cuda._stream import copy_in, copy_out, here
 from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
 from minigrad.kernels.recording import COPIES, READS
@@ -62,6 +62,11 @@ class Array:
     def address(self) -> int:
         """Where `flat` begins."""
         return self.words[4]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Does `flat` begin where a quad may be read?"""
+        return self.address % ALIGNED == 0
 
     @property
     def words(self) -> Shape:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.kernels.cuda._numba import QUAD
 from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, empty, row_major
 from minigrad.kernels.cuda.gemm import HEAD, ROWS, TILES, Plan, Side, plan, tiled
 from minigrad.kernels.cuda.launch import helper
@@ -112,13 +113,16 @@ _UPSTREAM = Side(_out_row, _out_pixel, along=True)
 _ROWS = Side(_image_tap, _image_pixel, along=True, words=2, inside=_inside)
 
 _KERNELS = {
-    (use, tile): tiled(f"{use}.{tile.rows}x{tile.columns}", tile.floats, tile, _begin, a, b, row, column, True)
+    (use, tile, quads): tiled(
+        f"{use}.{tile.rows}x{tile.columns}{'.quads' * quads}", tile.floats, tile, _begin,
+        a._replace(quads=quads), b, row, column, bias_per_row=True,
+    )
     for use, a, b, row, column in (
         ("conv", _FILTERS, _COLUMNS, _out_row, _out_pixel),
         ("conv_weight_grad", _UPSTREAM, _ROWS, _filter_row, _filter_tap),
     )
-    for tile in TILES
-}
+    for tile, quads in itertools.product(TILES, (False, True))
+}  # fmt: skip
 
 
 # Where pixels and taps meet ------------------------------------------------------------------------------------------
@@ -196,7 +200,7 @@ def _fields(axes: list[list[_Axis]], extents: Shape) -> tuple[list[int], int, in
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool) -> Plan:
+def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool, aligned: bool) -> Plan:
     images, filters, channels, space, output, kernel, *steps, groups = sizes
     taps = math.prod(kernel)
     if adjoint := use == "conv_input_grad":
@@ -228,7 +232,9 @@ def _plan(use: str, sizes: _Sizes, dtype: Any, biased: bool) -> Plan:
     columns, inner = (max(record[word] for record in records) for word in (0, 1))
     arrays = groups * group[0], groups * images * group[1], groups * images * group[2]
     made = arrays[0 if use == "conv_weight_grad" else 2]
-    kernels = {tile: _KERNELS["conv" if adjoint else use, tile] for tile in TILES}
+    run = taps * channels if use == "conv" else math.prod(output)  # neighbours along k in the filters, or in the output
+    quads = aligned and not adjoint and run % QUAD == 0
+    kernels = {tile: _KERNELS["conv" if adjoint else use, tile, quads] for tile in TILES}
     return plan(kernels, rows, columns, inner, groups * len(phases), made, max(arrays), dtype, biased, rest)
 
 
@@ -264,6 +270,6 @@ def _made(use: str, out: Shape, a: Array, b: Array, bias: Array | None, shapes: 
     image, output, filters = shapes
     sizes = _Sizes(image[0], filters[0] // steps[-1], filters[1], image[2:], output[2:], filters[2:], *steps)
     dtype = np.dtype(np.float32) if a.dtype == np.float16 else a.dtype
-    launch = _plan(use, sizes, dtype, bias is not None)
     ready = [contiguous(cast(x, dtype)) for x in (a, b, bias) if x is not None]
+    launch = _plan(use, sizes, dtype, bias is not None, ready[0].is_aligned)
     return cast(launch(empty(out, dtype), *ready), a.dtype)

@@ -2,7 +2,8 @@
 
 A block of threads makes one tile of `out`, each thread a small tile of it in registers. It goes along k in steps: while
 one step of A and B is multiplied from shared memory, the next is on its way to registers, and is then laid down beside
-it (double buffering). Where tiles are few and k is long, several blocks share k; their parts are added in order.
+it (double buffering). Where tiles are few and k is long, several blocks share k; their parts are added in order. Where
+neighbours in memory come in fours, aligned, a thread loads four at once, and the numbers are the same to the bit.
 
 A use says only where elements lie. An element's place is the sum of two, its row's and its column's, and so a `Side`
 is a pair of functions.
@@ -10,6 +11,7 @@ is a pair of functions.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping
@@ -17,8 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda
-from minigrad.kernels.cuda.array import Array, constant, empty
+from minigrad.kernels.cuda._numba import ALIGNED, QUAD, SIMULATED, cuda, quad, set_quad
+from minigrad.kernels.cuda.array import Array, Shape, constant, empty
 from minigrad.kernels.cuda.launch import FLOATS, Kernel, helper, kernel
 from minigrad.kernels.cuda.reduce import sum
 
@@ -30,9 +32,9 @@ BIASED, HEAD = 6, 7
 # What a use knows of its product number z: uint32s in registers, of which these are the first.
 S_ROWS, S_COLUMNS, S_DEPTH, S_BIAS = 0, 1, 2, 3
 
-_PAD = 4  # beside each row of shared memory, so that a column of it lies in different banks
+_PAD = QUAD  # beside each row of shared memory, so that a column of it lies in different banks, and rows are aligned
 _RUN = 2 if SIMULATED else 4  # neighbouring elements that a thread reads from shared memory at once
-_UNROLLED = 8 if SIMULATED else 256  # products of a thread in a row
+_UNROLLED = 16 if SIMULATED else 256  # products of a thread in a row
 _GROUP = 2 if SIMULATED else 8  # tiles below each other that are made at the same time, as they share columns
 
 
@@ -57,8 +59,8 @@ class Tile(NamedTuple):
 
 
 _INTEGERS = (*FLOATS, "i8")
-TILES = (  # on a GPU: 256 threads, each of which loads four elements of A and of B for a step
-    (Tile(8, 8, 2, 4, 2, ("f4",), 100), Tile(4, 4, 4, 2, 2, FLOATS, 70), Tile(2, 4, 4, 1, 2, _INTEGERS, 30))
+TILES = (  # for a step each thread loads quads of A and of B; on a GPU there are 256 threads, and one quad of each
+    (Tile(8, 8, 4, 4, 2, ("f4",), 100), Tile(4, 4, 4, 2, 2, FLOATS, 70), Tile(4, 8, 8, 2, 2, _INTEGERS, 30))
     if SIMULATED
     else (
         Tile(128, 128, 8, 8, 8, ("f4",), 100),
@@ -79,7 +81,8 @@ class Side(NamedTuple):
 
     Both are tuples of so many uint32 `words`, of which that is the first. Where `inside(s, outer, u, inner)` says no,
     for number u of the outer places at hand, the element is zero. `along`: are neighbours along k neighbours in memory,
-    too? Then neighbouring threads load these, or else neighbours along i or j.
+    too? Then neighbouring threads load these, or else neighbours along i or j: one each, or where `in_quads` says so
+    four, which is `quads`.
     """
 
     outer: Any
@@ -87,6 +90,7 @@ class Side(NamedTuple):
     along: bool
     words: int = 1
     inside: Any = everywhere
+    quads: bool = False
 
 
 class _Loader(NamedTuple):
@@ -94,33 +98,41 @@ class _Loader(NamedTuple):
     fetch: Any
     put: Any
     words: int
-    outers: int  # rows of A, or columns of B, of which a thread loads elements
-    inners: int  # and how many of each
+    outers: int  # rows of A, or columns of B, in which a thread's runs begin
+    each: int  # elements that it loads
+    pitch: int  # of rows of shared memory
 
 
+@functools.cache  # kernels share what they call, which is then compiled once
 def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
     """How a thread brings its elements of (extent, depth) of an operand into shared memory."""
-    outer, inner, along, words, inside = side
-    depth = tile.depth
-    run = depth if along else extent  # threads side by side in memory
-    apart, each = tile.threads // run, extent * depth // tile.threads
-    outers, inners = (each, 1) if along else (1, each)
+    outer, inner, along, words, inside, quads = side
+    depth, each = tile.depth, extent * tile.depth // tile.threads
+    run = QUAD if quads else 1  # neighbours that a thread loads together
+    abreast = (depth if along else extent) // run  # threads side by side in memory
+    apart, runs = tile.threads // abreast, each // run
+    outers, inners = (runs, 1) if along else (1, runs)
+    pitch = extent + _PAD
 
     @helper
     def across(thread: Any, u: Any) -> Any:
-        """Of the thread's row u, its number in the tile."""
-        return np.uint32(thread // np.uint32(run)) + np.uint32(u * apart) if along else thread % np.uint32(run)
+        """Of the thread's run u, the row in the tile that it begins in."""
+        if along:
+            return np.uint32(thread // np.uint32(abreast)) + np.uint32(u * apart)
+        return np.uint32(thread % np.uint32(abreast)) * np.uint32(run)
 
     @helper
     def deep(thread: Any, v: Any) -> Any:
-        """Of the thread's element v in a row, its number in the step."""
-        return thread % np.uint32(run) if along else np.uint32(thread // np.uint32(run)) + np.uint32(v * apart)
+        """Of the thread's run v in a row, where in the step it begins."""
+        if along:
+            return np.uint32(thread % np.uint32(abreast)) * np.uint32(run)
+        return np.uint32(thread // np.uint32(abreast)) + np.uint32(v * apart)
 
     @helper
     def locate(at: Any, layout: Any, s: Any, first: Any, count: Any, thread: Any) -> None:
         for u in range(outers):
-            i = np.uint32(first + across(thread, u))
-            place = outer(layout, s, min(i, np.uint32(count - np.uint32(1))))  # what is beyond is never stored
+            i = np.uint32(min(first + across(thread, u), count - np.uint32(1 if along else run)))
+            place = outer(layout, s, i)  # what is beyond is never stored
             for word in range(words):
                 at[u, word] = place[word]
 
@@ -130,20 +142,34 @@ def _loader(side: Side, extent: int, tile: Tile) -> _Loader:
             here = np.uint32(k + deep(thread, v))
             place = inner(layout, s, min(here, np.uint32(last - np.uint32(1))))  # a table may end there
             for u in range(outers):
+                n = (v * outers + u) * run
                 if (here < last) & inside(s, at, u, place):
-                    found[v * outers + u] = x[np.uint32(at[u, 0] + place[0])]
+                    first = np.uint32(at[u, 0] + place[0])
+                    if quads:
+                        found[n], found[n + 1], found[n + 2], found[n + 3] = quad(x, first)
+                    else:
+                        found[n] = x[first]
                 else:
-                    found[v * outers + u] = x.dtype.type(0)
+                    for i in range(run):
+                        found[n + i] = x.dtype.type(0)
 
     @helper
     def put(step: Any, buffer: Any, found: Any, thread: Any) -> None:
         for v in range(inners):
             for u in range(outers):
-                step[buffer, np.uint32(deep(thread, v)), np.uint32(across(thread, u))] = found[v * outers + u]
+                n = (v * outers + u) * run
+                level, row = deep(thread, v), np.uint32(across(thread, u))
+                if quads and not along:
+                    first = (np.uint32(buffer * np.uint32(depth)) + level) * np.uint32(pitch) + row
+                    set_quad(step, first, (found[n], found[n + 1], found[n + 2], found[n + 3]))
+                else:
+                    for i in range(run):
+                        step[buffer, np.uint32(level + np.uint32(i)), row] = found[n + i]
 
-    return _Loader(locate, fetch, put, words, outers, inners)
+    return _Loader(locate, fetch, put, words, outers, each, pitch)
 
 
+@functools.cache
 def _spread(each: int, threads: int) -> Any:
     """Of row n of a thread's tile, its number in the block's: in runs, so that neighbours read from other banks."""
     run = min(each, _RUN)
@@ -167,22 +193,11 @@ def _twice(multiply: Any, count: int) -> Any:
     return twice
 
 
-def tiled(
-    name: str, dtypes: tuple[str, ...], tile: Tile, begin: Any, a: Side, b: Side, out_row: Any, out_column: Any,
-    bias_per_row: bool,
-) -> Kernel:  # fmt: skip
-    """The kernel of one use with one tile: `k[blocks, tile.threads](out, a, b, bias, layout)`.
-
-    `begin(layout, z)` gives what the use knows of product z; `out_row(layout, s, i)` and `out_column(layout, s, j)` add
-    up to the place in `out`. The bias, one number per row or per column of the product, is read if the layout says so.
-    """
+@functools.cache
+def _multiplier(tile: Tile) -> tuple[Any, int]:
+    """What adds the products of some levels of a step to a thread's tile, and of how many."""
     rows, columns, depth, tall, wide = tile[:5]
-    locate_a, fetch_a, put_a, a_words, a_outers, a_inners = _loader(a, rows, tile)
-    locate_b, fetch_b, put_b, b_words, b_outers, b_inners = _loader(b, columns, tile)
-    a_each, b_each = a_outers * a_inners, b_outers * b_inners
-    a_pitch, b_pitch = rows + _PAD, columns + _PAD
-    abreast = columns // wide  # threads
-    mine_a, mine_b = _spread(tall, rows // tall), _spread(wide, abreast)
+    mine_a, mine_b = _spread(tall, rows // tall), _spread(wide, columns // wide)
 
     @helper
     def multiply(total: Any, a_step: Any, b_step: Any, buffer: Any, level: Any, y: Any, x: Any) -> None:
@@ -198,11 +213,29 @@ def tiled(
     levels = 1
     while levels < depth and levels * tall * wide < _UNROLLED:
         multiply, levels = _twice(multiply, levels), 2 * levels
+    return multiply, levels
 
-    @kernel("T[] T[] T[] T[] u4[]", name=name, T=dtypes)
+
+def tiled(
+    name: str, dtypes: tuple[str, ...], tile: Tile, begin: Any, a: Side, b: Side, out_row: Any, out_column: Any,
+    bias_per_row: bool,
+) -> Kernel:  # fmt: skip
+    """The kernel of one use with one tile: `k[blocks, tile.threads](out, a, b, bias, layout)`.
+
+    `begin(layout, z)` gives what the use knows of product z; `out_row(layout, s, i)` and `out_column(layout, s, j)` add
+    up to the place in `out`. The bias, one number per row or per column of the product, is read if the layout says so.
+    """
+    rows, columns, depth, tall, wide = tile[:5]
+    locate_a, fetch_a, put_a, a_words, a_outers, a_each, a_pitch = _loader(a, rows, tile)
+    locate_b, fetch_b, put_b, b_words, b_outers, b_each, b_pitch = _loader(b, columns, tile)
+    abreast = columns // wide  # threads
+    mine_a, mine_b = _spread(tall, rows // tall), _spread(wide, abreast)
+    multiply, levels = _multiplier(tile)
+
+    @kernel("T[] T[] T[] T[] u4[]", name=name, threads=tile.threads, T=dtypes)
     def product(out: Any, a: Any, b: Any, bias: Any, layout: Any) -> None:
-        a_step = cuda.shared.array((2, depth, a_pitch), out.dtype, alignment=16)
-        b_step = cuda.shared.array((2, depth, b_pitch), out.dtype, alignment=16)
+        a_step = cuda.shared.array((2, depth, a_pitch), out.dtype, alignment=ALIGNED)
+        b_step = cuda.shared.array((2, depth, b_pitch), out.dtype, alignment=ALIGNED)
         a_next, a_at = cuda.local.array(a_each, out.dtype), cuda.local.array((a_outers, a_words), np.uint32)
         b_next, b_at = cuda.local.array(b_each, out.dtype), cuda.local.array((b_outers, b_words), np.uint32)
         total = cuda.local.array((tall, wide), out.dtype)
@@ -320,6 +353,14 @@ def choice(rows: int, columns: int, depth: int, count: int, dtype: Any) -> tuple
     return min(itertools.product(fitting, _PARTS), key=clocks)
 
 
+def in_quads(shape: Shape, strides: Shape, axis: int, dtype: Any) -> bool:
+    """Do neighbours along an axis (−1, −2, …) come in fours in memory, all of them aligned if the first is?"""
+    extents = enumerate(zip(shape, strides, strict=True), -len(shape))
+    apart = [stride * dtype.itemsize for d, (n, stride) in extents if d != axis and n > 1]
+    whole = strides[axis] == 1 and shape[axis] % QUAD == 0
+    return whole and dtype.kind == "f" and not any(step % ALIGNED for step in apart)
+
+
 def plan(
     kernels: Mapping[Tile, Kernel], rows: int, columns: int, depth: int, count: int, size: int, reach: int, dtype: Any,
     biased: bool, rest: Any,
@@ -332,6 +373,7 @@ def plan(
     if (most := max(rows, columns, depth, parts * size, reach)) >= 1 << 32:
         raise ValueError(f"product on device 'cuda': expected arrays of fewer than 2**32 elements; got {most}")
     blocks = count * parts * -(-rows // tile.rows) * -(-columns // tile.columns)
-    head = [rows, columns, depth, -(-depth // parts), parts, size, biased]
+    width = QUAD * -(-depth // (QUAD * parts))  # no quad is divided; and the sums are the same without them
+    head = [rows, columns, depth, width, parts, size, biased]
     layout = constant(np.concatenate([np.array(head, np.uint32), rest]))
     return Plan(kernels[tile], blocks, tile.threads, parts, layout)

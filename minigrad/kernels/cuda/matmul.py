@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, copy, empty, geometry_table, places
-from minigrad.kernels.cuda.gemm import COLUMNS, DEPTH, HEAD, ROWS, S_COLUMNS, TILES, Plan, Side, plan, tiled
+from minigrad.kernels.cuda.gemm import COLUMNS, DEPTH, HEAD, ROWS, S_COLUMNS, TILES, Plan, Side, in_quads, plan, tiled
 from minigrad.kernels.cuda.launch import helper
 
 _STRIDES = HEAD  # in the layout: of x along rows and k, of y along columns and k; then the geometry of the batch
@@ -56,24 +56,31 @@ def _out_column(layout: Any, s: Any, j: Any) -> Any:
     return (j,)
 
 
+_EITHER = False, True
 _KERNELS = {
-    (tile, x_along, y_along): tiled(
-        f"matmul.{tile.rows}x{tile.columns}{'.x' * x_along}{'.y' * y_along}", tile.dtypes, tile, _begin,
-        Side(_x_row, _x_inner, x_along), Side(_y_column, _y_inner, y_along), _out_row, _out_column, bias_per_row=False,
+    (tile, x_along, y_along, quads): tiled(
+        f"matmul.{tile.rows}x{tile.columns}{'.x' * x_along}{'.y' * y_along}{'.quads' * quads}",
+        tile.floats if quads else tile.dtypes, tile, _begin,
+        Side(_x_row, _x_inner, x_along, quads=quads), Side(_y_column, _y_inner, y_along, quads=quads),
+        _out_row, _out_column, bias_per_row=False,
     )
-    for tile, x_along, y_along in itertools.product(TILES, (False, True), (False, True))
+    for tile, x_along, y_along, quads in itertools.product(TILES, _EITHER, _EITHER, _EITHER)
 }  # fmt: skip
 
 
 @functools.lru_cache(maxsize=4096)
-def _plan(batch: Shape, x: Shape, y: Shape, x_strides: Shape, y_strides: Shape, dtype: Any, biased: bool) -> Plan:
+def _plan(
+    batch: Shape, x: Shape, y: Shape, x_strides: Shape, y_strides: Shape, dtype: Any, biased: bool, aligned: bool
+) -> Plan:
     """The launch for x (…, m, k) times y (…, k, n), whose batches were stretched to one."""
     (m, k), n, count = x[-2:], y[-1], math.prod(batch)
     (x_outer, x_inner), (y_inner, y_outer) = x_strides[-2:], y_strides[-2:]
     x_along, y_along = _along(m, x_outer, k, x_inner), _along(n, y_outer, k, y_inner)
     strides = np.array([x_outer, x_inner, y_outer, y_inner], np.uint32)
     rest = np.concatenate([strides, geometry_table(batch, x_strides[:-2], y_strides[:-2])])
-    kernels = {tile: _KERNELS[tile, x_along, y_along] for tile in TILES}
+    x_quads = in_quads(x, x_strides, -1 if x_along else -2, dtype)
+    y_quads = in_quads(y, y_strides, -2 if y_along else -1, dtype)
+    kernels = {tile: _KERNELS[tile, x_along, y_along, aligned and x_quads and y_quads] for tile in TILES}
     spans = (sum((e - 1) * s for e, s in zip(*of, strict=True)) + 1 for of in ((x, x_strides), (y, y_strides)))
     return plan(kernels, m, n, k, count, count * m * n, max(spans), dtype, biased, rest)
 
@@ -111,7 +118,8 @@ def _product(x: Array, y: Array, bias: Array | None) -> Array:
     if right.shape[:-2] != batch:
         batch = np.broadcast_shapes(batch, right.shape[:-2])
         left, right = left.expand((*batch, *left.shape[-2:])), right.expand((*batch, *right.shape[-2:]))
-    plan = _plan(batch, left.shape, right.shape, left.strides, right.strides, dtype, bias is not None)
+    aligned = left.is_aligned and right.is_aligned
+    plan = _plan(batch, left.shape, right.shape, left.strides, right.strides, dtype, bias is not None, aligned)
     out = empty((*batch, left.shape[-2], right.shape[-1]), dtype)
     return cast(plan(out, left, right, None if bias is None else _ready(contiguous(bias), dtype)), x.dtype)
 
