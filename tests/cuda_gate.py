@@ -4,8 +4,8 @@
     python tests/cuda_gate.py --write              all of them, and the table of them anew: tests/cuda_registers.tsv
 
 To PTX by numba-cuda, and where `ptxas` is installed through the assembler, which knows registers and spills. A row is
-bad, too, if it is not in the table, or needs more than the table says. In a process of its own: compiling is told of a
-device that is not there.
+bad, too, if it is not in the table, or needs more than the table says, or if its name promises quads and its PTX has
+none. In a process of its own: compiling is told of a device that is not there.
 """
 
 from __future__ import annotations
@@ -71,7 +71,21 @@ def compiled(kernel: Any, dtypes: str, signature: Any, architecture: tuple[int, 
     wide = "float64" in str(signature) or kernel.name in FOLDING
     if ".f64" in ptx and not wide:
         row = row._replace(complaint="float64 instructions in a kernel without float64")
+    row = row._replace(complaint=row.complaint or moved_singly(row, ptx))
     return assembled(row, ptx) if shutil.which("ptxas") else row
+
+
+def moved_singly(row: Row, ptx: str) -> str:
+    """What a kernel of quads should move 128 bits at a time, and does not: in its first step, and in those after."""
+    if ".quads" not in row.kernel:
+        return ""
+    kind, times = ("v2.f64", 4) if "float64" in row.dtypes else ("v4.f32", 2)
+    x_y = re.findall(r"\.[xy]\b", row.kernel)  # of matmul's operands, those whose neighbours part in shared memory
+    loaded, along = (2, len(x_y)) if ".matmul." in row.kernel else (1, 1)
+    for instruction, operands in ((f"ld.global.{kind}", loaded), (f"st.shared.{kind}", loaded - along)):
+        if (found := ptx.count(instruction)) < operands * times:
+            return f"{found} times {instruction}; expected {operands * times}"
+    return ""
 
 
 def assembled(row: Row, ptx: str) -> Row:

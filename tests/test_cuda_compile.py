@@ -49,6 +49,10 @@ def _wrong(out):
 @kernel("f4[]")
 def _fine(out):
     out[0] = out[1]
+
+@kernel("T[]", name="quads", T=("f4", "f8"))
+def _singly(out):
+    out[0] = out[1]
 '''
 
 
@@ -62,6 +66,7 @@ def test_the_gate_sees_what_is_wrong_in_a_file_that_nobody_imports(tmp_path: Pat
     assert complaints["bad._fine"] == "not in cuda_registers.tsv: run tests/cuda_gate.py --write"
     assert complaints["bad._creeping"] == "float64 instructions in a kernel without float64"
     assert complaints["bad._wrong"].startswith("does not compile")
+    assert complaints["bad._singly.quads"] == "0 times ld.global.v2.f64; expected 4"
 
 
 def test_the_gate_sees_what_has_grown_and_what_is_gone() -> None:
