@@ -294,7 +294,7 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     it as it is. The second one records the kernels that it calls; all later calls run the record: bit for bit what `fn`
     would have done. On the CPU a record is a function that calls kernels on arrays; no graph is made, which for small
     networks is half of a step's time. On a GPU it is a CUDA graph (`mg.cuda.graph(fn)` is the same as `device="cuda"`).
-    `print(step)` shows what a call does.
+    `print(step)` shows what a call does, below what is made once.
 
     Arguments are copied into the step's own memory; what `fn` returned (tensors, alone or in tuples, lists and dicts)
     is copied out of it, detached. Gradients, parameters, u and v, and the optimizer's state stay the same tensors.

@@ -82,6 +82,11 @@ def products(dtype: str) -> None:
     twice(mg.matmul, mg.randn(2, 90, 70, dtype=dtype), mg.randn(70, 80, dtype=dtype).expand(2, 70, 80))
 
 
+def gathers(dtype: str) -> None:
+    index = mg.tensor(np.random.default_rng(0).integers(0, 31, (59, 43, 17)))
+    twice(lambda x: mg.gather(x, 1, index), mg.randn(60, 31, 17, dtype=dtype))
+
+
 def optimizers(dtype: str) -> None:
     for make in (mg.optim.SGD, mg.optim.Adam, mg.optim.RMSprop):
         p = mg.nn.Parameter(mg.randn(10_007, dtype=dtype))
@@ -96,7 +101,7 @@ def spectral(dtype: str) -> None:
     twice(lambda w: F.spectral_normalize(w, u, v)[0], w)
 
 
-WORK = {f.__name__: f for f in (elementwise, reductions, convolutions, products, optimizers, spectral)}
+WORK = {f.__name__: f for f in (elementwise, reductions, convolutions, products, gathers, optimizers, spectral)}
 
 
 @pytest.mark.parametrize("work", WORK)

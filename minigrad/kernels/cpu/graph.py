@@ -49,7 +49,7 @@ class _Line:
     made: list[str]
     used: set[str]  # variables, with those that it makes
     memory: list[weakref.ref[Array]]  # of what it makes
-    varies: bool  # with what is not in this file, or because what it makes is written over
+    varies: bool  # by itself: it was given more than constants, or what it makes is written over
 
 
 class Recording:
