@@ -17,27 +17,11 @@ from minigrad.ops import conv as ops
 pytestmark = pytest.mark.usefixtures("on_cuda")
 
 
-class Launched(list[str]):
-    """The names of kernels, in the order of their launches."""
-
-    def products(self) -> list[str]:
-        """Those of products since the last time."""
-        found = [name.removeprefix("gemm.tiled.product.") for name in self if ".product." in name]
-        self.clear()
-        return found
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> Launched:
-    kernel = importlib.import_module("minigrad.kernels.cuda.launch").Kernel
-    names, launch = Launched(), kernel._launch
-
-    def note(self: Any, *launched: Any) -> None:
-        names.append(self.name)
-        launch(self, *launched)
-
-    monkeypatch.setattr(kernel, "_launch", note)
-    return names
+def products(launched: list[str]) -> list[str]:
+    """The kernels of products that were launched since the last time."""
+    found = [name.removeprefix("gemm.tiled.product.") for name in launched if ".product." in name]
+    launched.clear()
+    return found
 
 
 @pytest.fixture
@@ -47,7 +31,7 @@ def gemm() -> Any:
 
 @pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("number", range(3))
-def test_every_tile_of_every_kernel(number: int, parts: int, gemm: Any, launched: Launched, monkeypatch: Any) -> None:
+def test_every_tile_of_every_kernel(number: int, parts: int, gemm: Any, launched: list[str], monkeypatch: Any) -> None:
     """Inner tiles and ragged ones in all directions, several steps along k, and parts of k of which two are empty."""
     tile = gemm.TILES[number]
     force(monkeypatch, gemm, tile, parts)
@@ -57,7 +41,7 @@ def test_every_tile_of_every_kernel(number: int, parts: int, gemm: Any, launched
             hosts = turn_x(values(m, k)), turn_y(values(k, n, seed=1))
             check_product(*hosts, "cuda", (turn_x, turn_y), np.dtype(dtype).name)
             along = ".x" * (not x) + ".y" * y
-            assert launched.products() == [f"matmul.{tile.rows}x{tile.columns}{along}.quads"]
+            assert products(launched) == [f"matmul.{tile.rows}x{tile.columns}{along}.quads"]
 
 
 VIEWS = {  # shapes of x and y, a view of each, and the dtypes that go in quads
@@ -88,25 +72,25 @@ VIEWS = {  # shapes of x and y, a view of each, and the dtypes that go in quads
 
 
 @pytest.mark.parametrize("case", VIEWS.values(), ids=VIEWS.keys())
-def test_only_what_is_aligned_goes_in_quads(case: Any, launched: Launched) -> None:
+def test_only_what_is_aligned_goes_in_quads(case: Any, launched: list[str]) -> None:
     """x y, and its transpose as a product, so that either operand is on either side."""
     *shapes, left, right, quads = case
     turned = [lambda a: right(a).mT, lambda a: left(a).mT]
     for dtype in ("float32", "float64"):
         for views, order in (((left, right), shapes), (turned, shapes[::-1])):
             check_product(*(values(*shape, seed=len(shape)) for shape in order), "cuda", views, dtype)
-            (name,) = launched.products()
+            (name,) = products(launched)
             assert name.endswith(".quads") == (dtype in quads), (name, dtype)
 
 
-def test_integers_go_one_by_one_and_float16_as_float32(launched: Launched) -> None:
+def test_integers_go_one_by_one_and_float16_as_float32(launched: list[str]) -> None:
     for dtype, quads in (("int64", False), ("bool", False), ("float16", True)):
         check_product(values(4, 8), values(8, 4, seed=1), "cuda", (same, same), dtype)
-        (name,) = launched.products()
+        (name,) = products(launched)
         assert name.endswith(".quads") == quads
 
 
-def test_an_address_is_asked_for_at_every_launch(launched: Launched) -> None:
+def test_an_address_is_asked_for_at_every_launch(launched: list[str]) -> None:
     """Products of the same shapes and strides, whose operands begin elsewhere."""
     x, y = values(8 * 8 + 4), values(8 * 8 + 4, seed=1)
     tx, ty = mg.tensor(x, device="cuda"), mg.tensor(y, device="cuda")
@@ -114,22 +98,22 @@ def test_an_address_is_asked_for_at_every_launch(launched: Launched) -> None:
         a, b = (z[at : at + 64].reshape(8, 8) for z, at in ((tx, i), (ty, j)))
         expected = x[i : i + 64].reshape(8, 8) @ y[j : j + 64].reshape(8, 8)
         np.testing.assert_allclose((a @ b).numpy(), expected, rtol=0, atol=1e-12)
-        (name,) = launched.products()
+        (name,) = products(launched)
         assert name.endswith(".quads") == (i % 2 == j % 2 == 0)
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_the_numbers_are_the_same_to_the_bit(parts: int, gemm: Any, launched: Launched, monkeypatch: Any) -> None:
+def test_the_numbers_are_the_same_to_the_bit(parts: int, gemm: Any, launched: list[str], monkeypatch: Any) -> None:
     force(monkeypatch, gemm, gemm.TILES[1], parts)
     for m, k in ((12, 28), (5, 8)):
         x, y = (mg.tensor(values(*shape), dtype=mg.float32, device="cuda") for shape in ((m, k + 1), (k, 9)))
         found = x[:, 1:] @ y[:, 1:]
         again = x[:, 1:].clone() @ y[:, 1:].clone()
-        assert [".quads" in name for name in launched.products()] == [False, True]
+        assert [".quads" in name for name in products(launched)] == [False, True]
         assert found.numpy().tobytes() == again.numpy().tobytes()
 
 
-def test_memory_that_ends_with_the_operands(gemm: Any, launched: Launched, monkeypatch: Any) -> None:
+def test_memory_that_ends_with_the_operands(gemm: Any, launched: list[str], monkeypatch: Any) -> None:
     """Tiles that go beyond rows and columns read nothing there."""
     force(monkeypatch, gemm, gemm.TILES[0], 1)
     for turn_x, turn_y in itertools.product(TURNS, TURNS):
@@ -138,7 +122,7 @@ def test_memory_that_ends_with_the_operands(gemm: Any, launched: Launched, monke
             x = mg.tensor(host, dtype=mg.float32, device="cuda")
             assert x.data.buffer.block.size == 4 * host.size
         check_product(*hosts, "cuda", (turn_x, turn_y), "float32")
-    assert [".quads" in name for name in launched.products()] == [True] * 4
+    assert [".quads" in name for name in products(launched)] == [True] * 4
 
 
 # Convolutions, whose filters and whose output's gradient are matrices ------------------------------------------------
@@ -155,24 +139,24 @@ CONVOLUTIONS = {  # and whether forward and weight gradient go in quads
 
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("case", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
-def test_convolutions(case: Any, number: int, gemm: Any, launched: Launched, monkeypatch: Any) -> None:
+def test_convolutions(case: Any, number: int, gemm: Any, launched: list[str], monkeypatch: Any) -> None:
     sizes, forward, weights = case
     tile = gemm.TILES[number]
     force(monkeypatch, gemm, tile, 1 + number)
     for dtype in tile.floats:
         check_convolution(sizes, "cuda", np.dtype(dtype).name)
-        found = {name: ".quads" in name for name in launched.products()}
+        found = {name: ".quads" in name for name in products(launched)}
         plain, of_weights = f"conv.{tile.rows}x{tile.columns}", f"conv_weight_grad.{tile.rows}x{tile.columns}"
         expected = {plain: False} | ({plain + ".quads": True} if forward else {})  # the input gradient has gaps
         assert found == expected | {of_weights + ".quads" * weights: weights}
 
 
-def test_a_convolution_of_filters_that_begin_anywhere(launched: Launched) -> None:
+def test_a_convolution_of_filters_that_begin_anywhere(launched: list[str]) -> None:
     x, w, *_, layout = data(*CONVOLUTIONS["forward"][0])
     tx, wide = mg.tensor(x, device="cuda"), mg.tensor(np.append(0, w), device="cuda")
     aligned = ops._conv(tx, wide[1:].clone().reshape(w.shape), None, layout=layout)
     found = ops._conv(tx, wide[1:].reshape(w.shape), None, layout=layout)
-    assert [".quads" in name for name in launched.products()] == [True, False]
+    assert [".quads" in name for name in products(launched)] == [True, False]
     assert found.numpy().tobytes() == aligned.numpy().tobytes()
 
 
