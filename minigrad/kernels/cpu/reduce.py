@@ -188,8 +188,8 @@ def norm(x: Array, dims: Dims, keepdim: bool) -> Array:
 def _rows(x: Array, dims: Dims) -> Array:
     """A contiguous matrix whose rows run over `dims`."""
     run = _run(x.shape, dims)
-    if run.ends and not run.rest and x.flags.c_contiguous:
-        return x.reshape(run.cube[:2])
+    if run.ends:
+        return np.ascontiguousarray(x).reshape(run.cube[:2])
     kept = [d for d in range(x.ndim) if d not in dims]
     return np.ascontiguousarray(x.transpose(*kept, *dims)).reshape(-1, math.prod([x.shape[d] for d in dims]))
 
