@@ -135,7 +135,9 @@ def test_overflow_is_infinity_and_no_warning():
 # The sweep ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "dim"), [*LAYOUTS, ((70, 600), 0), ((600, 70), 1), ((40, 70, 3, 3), 1), ((37, 4700), 0)])
+@pytest.mark.parametrize(
+    ("shape", "dim"), [*LAYOUTS, ((70, 600), 0), ((600, 70), 1), ((40, 70, 3, 3), 1), ((37, 4700), 0)]
+)
 @pytest.mark.parametrize("order", ["uv", "vu"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-13), (np.float32, 1e-6), (np.float16, 1e-6)])
 def test_power_iteration_is_the_papers(shape, dim, order, dtype, tolerance, most_elements):
