@@ -161,11 +161,12 @@ def test_serial_and_parallel_give_the_same_bits(shape, dim, dtype):
     for variant in ("serial", "parallel"):
         made = []
         for kernel in (kernels._rows_first, kernels._columns_first):
-            stepped = rows.copy(), columns.copy()
-            made += [getattr(kernel, variant)(m, *stepped, 1e-12), *stepped]
-        sigma = getattr(kernels._bilinear, variant)(m, rows, columns)
+            stepped = np.empty_like(rows), np.empty_like(columns), np.empty(1, dtype)
+            getattr(kernel, variant)(m, rows, columns, 2, 1e-12, *stepped)
+            made += stepped
+        sigma = np.array([getattr(kernels._bilinear, variant)(m, rows, columns)], dtype)
         scaled, back = np.empty(w.size, dtype), np.empty_like(m)
-        getattr(kernels._scaled, variant)(w.reshape(-1), dtype(sigma), scaled)
+        getattr(kernels._scaled, variant)(w.reshape(-1), sigma, scaled)
         getattr(kernels._pulled_back, variant)(g.reshape(m.shape), m, rows, columns, sigma, back)
         results.append([*made, sigma, scaled, back])
     for serial, parallel in zip(*results, strict=True):

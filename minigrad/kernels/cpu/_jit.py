@@ -18,7 +18,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,37 @@ if hasattr(os, "register_at_fork"):
 _one_at_a_time = threading.RLock()
 
 
+def in_turn() -> threading.RLock:
+    """To be held while parallel variants run, on as many threads as were asked for."""
+    if _threads is not None:
+        numba.set_num_threads(_threads)  # Numba keeps this number per thread
+    return _one_at_a_time
+
+
+def team() -> int:
+    """How many threads a launch may have now; 0 in a forked child, where parallel variants may not run."""
+    return 0 if _forked else num_threads()
+
+
+class _Heard(threading.local):
+    """Per thread: the launches that `only` makes while somebody listens."""
+
+    launches: list[tuple[Kernel, tuple[Any, ...]]] | None = None
+
+
+heard = _Heard()
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[tuple[Kernel, tuple[Any, ...]]]]:
+    """Hear of each launch that is made by `Kernel.only`."""
+    heard.launches = launches = []
+    try:
+        yield launches
+    finally:
+        heard.launches = None
+
+
 # Numba would make parallel regions of `np.zeros(3)` and of every `x[:] = y`, too, each worth microseconds.
 _OTHERS = ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion")
 _PRANGE_ALONE = {"prange": True} | dict.fromkeys(_OTHERS, False)
@@ -210,13 +241,31 @@ class Kernel:
         dispatcher._compile_for_args = whole
         return dispatcher
 
+    @functools.cached_property
+    def alone(self) -> Kernel:
+        """The same without its parallel variant."""
+        alone = Kernel(self._fn, self._name, None)
+        alone.serial = self.serial
+        return alone
+
+    def is_parallel(self, first: Any) -> bool:
+        """Which variant is it, for this first argument?"""
+        return not (self.parallel_from is None or first.size < self.parallel_from or _forked or _threads == 1)
+
     def __call__(self, *args: Any) -> Any:
-        if self.parallel_from is None or args[0].size < self.parallel_from or _forked or _threads == 1:
+        if not self.is_parallel(args[0]):
             return self.serial(*args)
-        if _threads is not None:
-            numba.set_num_threads(_threads)  # Numba keeps this number per thread
-        with _one_at_a_time:
+        with in_turn():
             return self.parallel(*args)
+
+    def only(self, *args: Any) -> None:
+        """A launch that is all its caller does with the contents of arrays: made again, it does the same again.
+
+        No number among the arguments comes from an array, and none of the arrays needs to be filled before.
+        """
+        if heard.launches is not None:
+            heard.launches.append((self, args))
+        self(*args)
 
 
 @functools.cache

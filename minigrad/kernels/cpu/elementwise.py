@@ -68,13 +68,13 @@ def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
     if arrays == 1:
 
         @jit(_PARALLEL_FROM, formula=formula)
-        def elementwise(out: Array, x: Array, *parameters: float) -> None:
+        def elementwise(out: Array, x: Array, parameters: tuple[float, ...]) -> None:
             for i in prange(out.size):
                 out[i] = f(x[i], *parameters)
     else:
 
         @jit(_PARALLEL_FROM, formula=formula)
-        def elementwise(out: Array, x: Array, y: Array, *parameters: float) -> None:
+        def elementwise(out: Array, x: Array, y: Array, parameters: tuple[float, ...]) -> None:
             for i in prange(out.size):
                 out[i] = f(x[i], y[i], *parameters)
 
@@ -83,7 +83,7 @@ def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
         dtype = np.float32 if x.dtype == np.float16 else x.dtype
         flat = [np.ascontiguousarray(a, dtype).reshape(-1) for a in operands[:arrays]]
         out = np.empty(x.shape, dtype)
-        elementwise(out.reshape(-1), *flat, *operands[arrays:])
+        elementwise.only(out.reshape(-1), *flat, operands[arrays:])
         return out if dtype == x.dtype else cast(out, x.dtype)
 
     return kernel

@@ -9,6 +9,8 @@ for by the kernels themselves (a draw of random numbers), or by the optimizer's 
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import math
 import re
 import threading
@@ -20,9 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.kernels.cpu._jit import Kernel, listening
+from minigrad.kernels.cpu._replay import Replay
 from minigrad.kernels.cpu.array import Array
 from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
 
+Launch = tuple[Kernel, tuple[Any, ...]]
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _NOT_WRITTEN = {
     "is_view", "is_writable", "shares_memory", "memory_allocated", "dlpack_device", "new_recording", "recorded_update",
@@ -31,6 +36,8 @@ _REFUSED = {
     "to_host": READS, "has_nan": READS, "from_host": COPIES, "flat_places": COPIES,
     "dlpack": GIVES, "from_dlpack": TAKES,
 }  # fmt: skip
+#: Bytes of memory that a step keeps for a result; larger ones take turns, and their kernels make Python not matter.
+_STAYS = 1 << 20
 _WRITERS = {"assign", "sgd", "adam", "rmsprop"}
 
 
@@ -44,12 +51,39 @@ here = _Here()
 
 
 @dataclass
+class _Place:
+    """An array to launch a kernel on, without holding its memory."""
+
+    memory: weakref.ref[Array]
+    address: int
+    shape: tuple[int, ...]
+    dtype: Any
+    is_writable: bool
+
+    @staticmethod
+    def of(x: Array) -> _Place:
+        return _Place(weakref.ref(_memory(x)), x.ctypes.data, x.shape, x.dtype, x.flags.writeable)
+
+    def array(self) -> Array:
+        """The same array again, which holds its memory."""
+        bytes_: Any = (ctypes.c_char * (math.prod(self.shape) * self.dtype.itemsize)).from_address(self.address)
+        bytes_.owner = self.memory()
+        x = np.ndarray(self.shape, self.dtype, bytes_)
+        x.flags.writeable = self.is_writable
+        return x
+
+
+@dataclass
 class _Line:
+    """A kernel's call. Its results are new in each step, or `stay`: the memory, or the view of it, is the same."""
+
     text: str
     made: list[str]
     used: set[str]  # variables, with those that it makes
     memory: list[weakref.ref[Array]]  # of what it makes
     varies: bool  # by itself: it was given more than constants, or what it makes is written over
+    runs: str  # how the function says it; nothing, if it need not be said
+    launch: Launch | None  # that does the same
 
 
 class Recording:
@@ -60,11 +94,14 @@ class Recording:
         self._names: dict[int, tuple[Callable[[], Any], str]] = {}  # id -> an array that the step knows, its name
         self._outside: dict[str, weakref.ref[Array]] = {}
         self._constants: dict[str, Any] = {"np": np}
+        self._staying: dict[str, Any] = {}  # variables that are the same arrays in every step
+        self._memory: dict[int, tuple[weakref.ref[Array], bool]] = {}  # id -> memory of what it knows; does it stay?
         self._variables = 0
         self._written: list[tuple[Array, Array]] = []  # arrays, and what they held before
         self._updating = False
         self._used: set[str] = set()  # of the line that is being written
         self._varies = False
+        self._varying: set[str] = set()  # variables
 
     # While it is being recorded ------------------------------------------------------------------------------------
 
@@ -83,13 +120,13 @@ class Recording:
             self._written += [(x, x.copy()) for x in _arrays(args)]
             for x in _arrays(args[:1]):
                 self._is_written(x)
-        out = kernel(*args, **options)
+        with listening() as launches:
+            out = kernel(*args, **options)
         if not (self._updating or self._known(out)):  # what came back as it was given needs no line
-            if (ufunc := getattr(kernel, "ufunc", None)) and out.ndim and out.dtype != np.float16:
-                name = f"np.{ufunc.__name__}"  # all that the kernel would do here
-            else:
-                self._constants[name] = kernel
-            self._add(name, [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())], out)
+            self._constants[name] = kernel
+            words = [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())]
+            launch = self._only(launches, out) if all(map(self._stays, _arrays(args))) else None
+            self._add(name, words, out, launch, getattr(kernel, "ufunc", None))
         return out
 
     def update(self, update: Callable[..., None], gradients: Sequence[Array]) -> None:
@@ -101,14 +138,60 @@ class Recording:
         self._varies = True
         self._add(name, list(map(self._word, gradients)), None)
 
-    def _add(self, name: str, arguments: list[str], out: Any) -> None:
-        call = f"{name}({', '.join(arguments)})"
+    def _only(self, launches: list[Any], out: Any) -> Launch | None:
+        """The launch that is all that a kernel has done, if there is such a one: on memory that stays, and on `out`."""
+        if len(launches) != 1:
+            return None
+        kernel, given = launches.pop()
+        if not all(x.flags.c_contiguous for x in _arrays(given)):
+            return None
+        args = tuple(_Place.of(x) if isinstance(x, np.ndarray) else x for x in given)
+        del given
+        there = {id(x.memory()) for x in args if type(x) is _Place}
+        if id(None) in there or not {id(_memory(x)) for x in _arrays(out)} <= there:  # it made copies, before or after
+            return None
+        return kernel, args
+
+    def _add(
+        self, name: str, words: list[str], out: Any, launch: Launch | None = None, ufunc: Any = None
+    ) -> None:
+        call = f"{name}({', '.join(words)})"
         outs = out if type(out) is tuple else () if out is None else (out,)
+        is_view = bool(outs) and all(map(self._stays, outs))
+        if not all(isinstance(x, np.ndarray) for x in outs):
+            self._varies = True  # Python has a number, which will be another one
+        varies = self._varies or bool(self._used & self._varying)
+        stays = is_view or all(self._may_stay(x, varies) for x in outs)
         made = [self._variable(x) for x in outs]
-        memory = [weakref.ref(_memory(x)) for x in outs if isinstance(x, np.ndarray)]
+        if varies:
+            self._varying.update(made)
         text = f"{', '.join(made)} = {call}" if made else call
-        self._lines.append(_Line(text, made, self._used, memory, self._varies))
+        if not stays or not made:
+            runs = text
+        elif is_view:
+            runs = ""
+        elif isinstance(ufunc, np.ufunc) and outs[0].dtype != np.float16:  # where the kernel does more
+            runs = f"np.{ufunc.__name__}({', '.join(words)}, out={made[0]})"
+        else:
+            runs = f"{', '.join(f'{v}[...]' for v in made)} = {call}"
+        if stays:
+            self._staying.update(zip(made, outs, strict=True))
+        self._memory |= {id(_memory(x)): (weakref.ref(_memory(x)), stays) for x in outs if isinstance(x, np.ndarray)}
+        memory = [weakref.ref(_memory(x)) for x in outs if isinstance(x, np.ndarray)]
+        line = _Line(text, made, self._used, memory, self._varies, runs, launch if stays else None)
+        self._lines.append(line)
         self._used, self._varies = set(), False
+
+    def _stays(self, x: Any, unknown: bool = False) -> bool:
+        """Does the array lie in memory that is the same in every step?"""
+        if not isinstance(x, np.ndarray):
+            return False
+        reference, stays = self._memory.get(id(_memory(x)), (None, unknown))
+        return stays if reference is not None and reference() is _memory(x) else unknown
+
+    def _may_stay(self, x: Any, varies: bool) -> bool:
+        """May its memory, if it is new?"""
+        return self._stays(x, True) and x.flags.writeable and (not varies or _memory(x).nbytes <= _STAYS)
 
     def _is_written(self, x: Array) -> None:
         """Every step must make it anew."""
@@ -140,6 +223,7 @@ class Recording:
             name = f"a{len(self._outside)}"
             self._outside[name] = weakref.ref(x)
             self._names[id(x)] = self._outside[name], name
+            self._memory[id(_memory(x))] = weakref.ref(_memory(x)), True
             return name
         if type(x) is tuple:
             return _tuple(map(self._word, x))
@@ -159,14 +243,14 @@ class Recording:
         """All is written down: make the function whose runs return such results and gradients."""
         for x in (*results, *gradients):  # theirs who get them
             self._is_written(x)
-        memory = [self._known(_memory(x)) for x in results]  # "": a kernel's own
-        self._borrowed = [not name or name in self._outside for name in memory]
+        self._borrowed = [self._stays(x) or not self._known(_memory(x)) for x in results]
         ends = [*map(self._word, results), *map(self._word, gradients)]
         for name, reference in self._outside.items():
             array = reference()
             if array is None:
                 let_go()
             self._constants[name] = array
+        self._constants.update(self._staying)
         once, fixed, each = [], set[str](), []
         for line in self._lines:
             if line.varies or not line.used <= fixed.union(line.made):
@@ -174,17 +258,32 @@ class Recording:
             else:
                 once.append(line.text)
                 fixed.update(line.made)
-        kept, lines = fixed.union(ends), [f"    return {_tuple(ends)}"]
-        for line in reversed(each):
-            if gone := ", ".join(sorted(line.used - kept)):  # no later line has them
+        kept, lines = set(ends), [f"    return {_tuple(ends)}"]
+        for runs, used in reversed(list(self._pieces(each))):
+            used -= self._staying.keys()
+            if gone := ", ".join(sorted(used - kept)):  # no later line has them
                 lines.append(f"    del {gone}")
-            lines.append(f"    {line.text}")
-            kept |= line.used
-        self._text = "\n".join([*once, "def step():", *reversed(lines)])
-        exec(compile(self._text, "<captured step>", "exec"), self._constants)
-        self._step = self._constants.pop("step")
-        self._lines, self._names, self._written = [], {}, []
+            lines.append(f"    {runs}")
+            kept |= used
+        function = "\n".join(["def step():", *reversed(lines)])
+        exec(compile(function, "<captured step>", "exec"), self._constants)
+        self._text, self._step = "\n".join([*once, function]), self._constants.pop("step")
+        self._lines, self._names, self._written, self._memory, self._staying = [], {}, [], {}, {}
         return self._own(results), gradients
+
+    def _pieces(self, lines: list[_Line]) -> Iterator[tuple[str, set[str]]]:
+        """What the function says, and the variables in it. Launches in a row are one replay: comments say of what."""
+        for replayed, group in itertools.groupby(lines, lambda line: line.launch is not None or not line.runs):
+            group = list(group)
+            if replayed:
+                said = [f"# {line.text}" for line in group]
+                if launches := [line.launch for line in group if line.launch is not None]:
+                    name = f"replay{len(self._constants)}"
+                    self._constants[name] = Replay([(kernel, tuple(map(_array, args))) for kernel, args in launches])
+                    said.insert(0, f"{name}()")
+                yield "\n    ".join(said), set()
+            else:
+                yield from ((line.runs, line.used) for line in group)
 
     def _own(self, results: Sequence[Array]) -> list[Array]:
         """In memory that is nobody else's."""
@@ -238,7 +337,11 @@ class _Kernels:
 
 def _memory(x: Array) -> Array:
     """The array that owns it."""
-    return x if x.base is None else x.base
+    return x.base if isinstance(x.base, np.ndarray) else x
+
+
+def _array(x: Any) -> Any:
+    return x.array() if type(x) is _Place else x
 
 
 def _tuple(words: Iterable[str]) -> str:

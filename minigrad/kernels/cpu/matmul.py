@@ -162,7 +162,7 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     x_turned, x = _lines(x)
     y_turned, y = _lines(y)
     threads = num_threads() if out.size * k >= _ALONE else 1
-    (_multiply if threads > 1 else _multiply.serial)(
+    (_multiply if threads > 1 else _multiply.alone).only(
         out.reshape(-1, m, n), x, y, _NO_BIAS[x.dtype] if bias is None else bias, x_of, y_of, x_turned, y_turned,
         *_tile.shape(8 * x.itemsize), threads,
     )  # fmt: skip

@@ -119,7 +119,7 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     run = _run(x.shape, dims)
     if not run.ends and work.flags.c_contiguous:
         out = np.empty(run.left, np.float64) if run.rest else np.empty(shape, work.dtype)
-        _sum_columns(work.reshape(run.cube), out.reshape(run.cube[0], run.cube[2]))
+        _sum_columns.only(work.reshape(run.cube), out.reshape(run.cube[0], run.cube[2]))
         if run.rest:
             out = sum(out, run.rest, False)
             out = out.reshape(shape) if keepdim else out  # and not a view, if it need not be one
@@ -133,7 +133,7 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
                 parts[-1] = tail.sum(dtype=np.float64)
             rows = parts.reshape(1, -1)
         out = np.empty(shape, work.dtype)
-        _sum_rows(rows, out.reshape(-1))
+        _sum_rows.only(rows, out.reshape(-1))
     return cast(out, x.dtype)
 
 

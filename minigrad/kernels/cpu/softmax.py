@@ -146,7 +146,7 @@ def _by_rows(x: Array, dim: int) -> Array:
 def logsumexp(x: Array, dim: int, keepdim: bool) -> Array:
     rows = _by_rows(x, dim)
     out = np.empty(rows.shape[0], rows.dtype)
-    _logsumexp_rows(rows, out)
+    _logsumexp_rows.only(rows, out)
     made = cast(out, x.dtype).reshape(x.shape[:dim] + x.shape[dim + 1 :])
     return np.expand_dims(made, dim) if keepdim else made
 
@@ -172,6 +172,6 @@ def log_softmax_vjp(g: Array, y: Array, dim: int) -> Array:
 def _same_shape(kernel: Kernel, dim: int, *xs: Array) -> Array:
     rows, shape = [_by_rows(x, dim) for x in xs], xs[0].shape
     out = np.empty((*shape[:dim], *shape[dim + 1 :], shape[dim]), rows[0].dtype)
-    kernel(*rows, out.reshape(rows[0].shape))
+    kernel.only(*rows, out.reshape(rows[0].shape))
     out = cast(out, xs[0].dtype)
     return out if dim == len(shape) - 1 else np.ascontiguousarray(np.moveaxis(out, -1, dim))

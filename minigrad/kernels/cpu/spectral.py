@@ -89,6 +89,14 @@ def _finish(t: Array, z: Array, first: Array, second: Array, eps: float) -> floa
     return sigma * length * other
 
 
+@helper
+def _begin(u: Array, v: Array, new_u: Array, new_v: Array) -> None:
+    for i in range(u.size):
+        new_u[i] = u[i]
+    for i in range(v.size):
+        new_v[i] = v[i]
+
+
 @functools.partial(helper, reassociate=True)
 def _multiply(t: Array, w: Array, x: Array, first: int, last: int) -> None:
     """t_i = ⟨W_i, x⟩ for rows first … last of w[p, i, q]; t is longer by three than there are rows."""
@@ -111,47 +119,50 @@ def _gather(parts: Array, left: int, right: int) -> None:
 
 
 @jit(_PARALLEL_FROM)
-def _rows_first(w: Array, u: Array, v: Array, eps: float) -> float:
-    """u ← Mv/‖·‖, v ← Mᵀu/‖·‖ in place, in one pass: z = Mᵀ(Mv) takes in each row while it is in cache from t = Mv."""
+def _rows_first(w: Array, u: Array, v: Array, n: int, eps: float, new_u: Array, new_v: Array, sigma: Array) -> None:
+    """n times u ← Mv/‖·‖, v ← Mᵀu/‖·‖, in one pass: z = Mᵀ(Mv) takes in each row while it is in cache from t = Mv."""
     a, m, b = w.shape
     blocks = -(-m // _ROWS)
-    x = v.reshape(a, b)
-    t = np.zeros(m + 3)
-    z = np.zeros((blocks, a, b))
-    rows = max(4, min(_ROWS, _CACHED // (a * b) // 4 * 4))
-    for block in prange(blocks):
-        last = min(m, (block + 1) * _ROWS)
-        for first in range(block * _ROWS, last, rows):
-            end = min(last, first + rows)
-            _multiply(t, w, x, first, end)
-            for i in range(first, end, 4):
-                for p in range(a):
-                    _add_rows(z[block, p], w[p], i, t)
+    x, t, z = new_v.reshape(a, b), np.zeros(m + 3), np.empty((blocks, a, b))
     parts = z.reshape(blocks, a * b)
-    for piece in prange(-(-a * b // _COLUMNS)):
-        _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
-    return _finish(t[:m], parts[0], u, v, eps)
+    rows = max(4, min(_ROWS, _CACHED // (a * b) // 4 * 4))
+    _begin(u, v, new_u, new_v)
+    for _ in range(n):
+        for block in prange(blocks):
+            z[block] = 0
+            last = min(m, (block + 1) * _ROWS)
+            for first in range(block * _ROWS, last, rows):
+                end = min(last, first + rows)
+                _multiply(t, w, x, first, end)
+                for i in range(first, end, 4):
+                    for p in range(a):
+                        _add_rows(z[block, p], w[p], i, t)
+        for piece in prange(-(-a * b // _COLUMNS)):
+            _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
+        sigma[0] = _finish(t[:m], parts[0], new_u, new_v, eps)
 
 
 @jit(_PARALLEL_FROM)
-def _columns_first(w: Array, u: Array, v: Array, eps: float) -> float:
-    """v ← Mᵀu/‖·‖, u ← Mv/‖·‖ in place. Two passes along the rows are faster than one along the columns."""
+def _columns_first(w: Array, u: Array, v: Array, n: int, eps: float, new_u: Array, new_v: Array, sigma: Array) -> None:
+    """n times v ← Mᵀu/‖·‖, u ← Mv/‖·‖. Two passes along the rows are faster than one along the columns."""
     a, m, b = w.shape
     blocks = -(-m // _ROWS)
-    x = np.zeros(m + 3)
-    x[:m] = u
-    t = np.zeros((blocks, a, b))
-    z = np.zeros(m + 3)
-    for block in prange(blocks):
-        for i in range(block * _ROWS, min(m, (block + 1) * _ROWS), 4):
-            for p in range(a):
-                _add_rows(t[block, p], w[p], i, x)
+    x, t, z = np.zeros(m + 3), np.empty((blocks, a, b)), np.zeros(m + 3)
     parts = t.reshape(blocks, a * b)
-    for piece in prange(-(-a * b // _COLUMNS)):
-        _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
-    for block in prange(blocks):
-        _multiply(z, w, t[0], block * _ROWS, min(m, (block + 1) * _ROWS))
-    return _finish(parts[0], z[:m], v, u, eps)
+    _begin(u, v, new_u, new_v)
+    for _ in range(n):
+        for i in range(m):
+            x[i] = new_u[i]
+        for block in prange(blocks):
+            t[block] = 0
+            for i in range(block * _ROWS, min(m, (block + 1) * _ROWS), 4):
+                for p in range(a):
+                    _add_rows(t[block, p], w[p], i, x)
+        for piece in prange(-(-a * b // _COLUMNS)):
+            _gather(parts, piece * _COLUMNS, min(a * b, (piece + 1) * _COLUMNS))
+        for block in prange(blocks):
+            _multiply(z, w, t[0], block * _ROWS, min(m, (block + 1) * _ROWS))
+        sigma[0] = _finish(parts[0], z[:m], new_v, new_u, eps)
 
 
 @jit(_PARALLEL_FROM)
@@ -169,9 +180,11 @@ def _bilinear(w: Array, u: Array, v: Array) -> float:
 
 
 @jit(_PARALLEL_FROM)
-def _scaled(w: Array, sigma: Any, out: Array) -> None:
+def _scaled(w: Array, sigma: Array, out: Array) -> None:
+    """W/σ, and 0 where σ is 0."""
+    divisor = sigma[0]
     for i in prange(w.size):
-        out[i] = w[i] / sigma
+        out[i] = w[i] / divisor if divisor != 0 else 0
 
 
 @helper
@@ -183,21 +196,25 @@ def _pull_rows(out: Array, g: Array, slope: float, u: Array, x: Array, inverse: 
 
 
 @jit(_PARALLEL_FROM)
-def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: float, out: Array) -> None:
-    """(G − ⟨G, W/σ⟩ u vᵀ)/σ."""
+def _pulled_back(g: Array, w: Array, u: Array, v: Array, sigma: Array, out: Array) -> None:
+    """(G − ⟨G, W/σ⟩ u vᵀ)/σ, and 0 where σ is 0."""
     a, m, b = g.shape
+    divisor = np.float64(sigma[0])
     g_flat, w_flat = g.reshape(g.size), w.reshape(w.size)
     parts = np.zeros(-(-g.size // _FLAT))
     for block in prange(len(parts)):
         piece = slice(block * _FLAT, (block + 1) * _FLAT)
         parts[block] = dot(g_flat[piece], w_flat[piece])
-    slope = _total(parts) / sigma
+    slope = _total(parts) / divisor
     x = v.reshape(a, b)
-    inverse = g.dtype.type(1 / sigma)
+    inverse = g.dtype.type(1 / divisor)
     blocks = -(-m // _ROWS)
     for block in prange(a * blocks):
         p, first = block // blocks, block % blocks * _ROWS
-        _pull_rows(out[p], g[p], slope, u, x[p], inverse, first, min(m, first + _ROWS))
+        if divisor == 0:
+            out[p, first : first + _ROWS] = 0
+        else:
+            _pull_rows(out[p], g[p], slope, u, x[p], inverse, first, min(m, first + _ROWS))
 
 
 # What the ops call ----------------------------------------------------------------------------------------------------
@@ -221,19 +238,20 @@ def power_iteration(
     w: Array, u: Array, v: Array, n_power_iterations: int, eps: float, dim: int, order: str
 ) -> tuple[Array, Array, Array]:
     """New u and v after some sweeps, and σ = uᵀMv at them."""
-    new_u, new_v = u.copy(), v.copy()
-    matrix, rows, columns, exchanged = _arranged(w, dim, new_u, new_v)
+    new_u, new_v, sigma = np.empty_like(u), np.empty_like(v), np.empty((), u.dtype)
+    matrix, rows, columns, exchanged = _arranged(w, dim, u, v)
+    new_rows, new_columns = (new_v, new_u) if exchanged else (new_u, new_v)
     sweep = _columns_first if (order == "uv") == exchanged else _rows_first
-    for _ in range(n_power_iterations):
-        sigma = sweep(matrix, rows, columns, eps)
-    if not _SMALL < sigma < 1 / _SMALL:  # only a float64 weight can be out of range: bring its largest entry to 1
+    launch = sweep if matrix.dtype == np.float64 else sweep.only
+    launch(matrix, rows, columns, n_power_iterations, eps, new_rows, new_columns, sigma.reshape(1))
+    if matrix.dtype == np.float64 and not _SMALL < sigma < 1 / _SMALL:  # bring the largest entry to 1
         exponent = int(np.frexp(np.abs(matrix).max())[1])
         if exponent:
             scaled = np.ldexp(matrix, -exponent).reshape(w.shape)
             new_u, new_v, sigma = power_iteration(scaled, u, v, n_power_iterations, eps, dim, order)
             with np.errstate(over="ignore"):
                 sigma = np.ldexp(sigma, exponent)
-    return new_u, new_v, cast(np.asarray(sigma), u.dtype)
+    return new_u, new_v, np.asarray(sigma)
 
 
 def spectral_sigma(w: Array, u: Array, v: Array, dim: int) -> Array:
@@ -244,21 +262,17 @@ def spectral_sigma(w: Array, u: Array, v: Array, dim: int) -> Array:
 
 def spectral_scale(w: Array, sigma: Array) -> Array:
     """W/σ, and 0 where σ is 0."""
-    if not sigma.item():
-        return np.zeros(w.shape, w.dtype)
     out = np.empty(w.shape, sigma.dtype)
-    _scaled(np.ascontiguousarray(w, out.dtype).reshape(-1), sigma[()], out.reshape(-1))
+    _scaled.only(np.ascontiguousarray(w, out.dtype).reshape(-1), sigma.reshape(1), out.reshape(-1))
     return cast(out, w.dtype)
 
 
 def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim: int) -> Array:
     """(G − ⟨G, W/σ⟩ u vᵀ)/σ, and 0 where σ is 0."""
-    if not sigma.item():
-        return np.zeros(w.shape, w.dtype)
     upstream, rows, columns, _ = _arranged(g, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
     out = np.empty(w.shape, upstream.dtype)
     weight = np.ascontiguousarray(w, out.dtype).reshape(upstream.shape)
-    _pulled_back(upstream, weight, rows, columns, float(sigma), out.reshape(upstream.shape))
+    _pulled_back.only(upstream, weight, rows, columns, sigma.reshape(1), out.reshape(upstream.shape))
     return cast(out, w.dtype)
 
 
