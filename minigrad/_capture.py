@@ -201,7 +201,7 @@ class CapturedStep:
     def _compare(self, asked: dict[Any, Any]) -> None:
         if asked != self._asked:
             for name in {**self._asked, **asked}:
-                was, now = self._asked.get(name, "absent"), asked.get(name, "absent")
+                was, now = (_said(looks.get(name, "absent")) for looks in (self._asked, asked))
                 if was != now:
                     what = f"argument {name!r}" if name != "grad mode" else name
                     raise ValueError(
@@ -255,10 +255,14 @@ def _look(name: Any, x: Any) -> Any:
                 f"{_WHO}: argument {name!r} requires grad, but no gradient leaves a captured step by its arguments. "
                 f"Pass x.detach(), and say requires_grad_() in the step."
             )
-        return f"a {x.dtype} tensor of shape {x.shape}"
+        return x.dtype, x.shape
     if not isinstance(x, _CONSTANTS):
         raise TypeError(f"{_WHO}: expected tensors, or constants, as arguments; got {type(x).__name__} for {name!r}")
     return repr(x)
+
+
+def _said(look: Any) -> Any:
+    return "a {} tensor of shape {}".format(*look) if type(look) is tuple else look
 
 
 def _each(out: Any, f: Callable[[Tensor], Tensor]) -> Any:

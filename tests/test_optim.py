@@ -171,11 +171,11 @@ def test_serial_and_parallel_kernels_give_the_same_bits(state):
     arrays = [rng.random(1003).astype(np.float32) for _ in range(5)]
     p, g, v, a, b = arrays
     extra = [None if name is None else array for name, array in zip(state, (0.1 * a, b), strict=True)]
-    numbers = [np.float32(n) for n in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)]
+    numbers = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], np.float32)
     for kernel, given in (
-        (kernels._sgd, [p, g, extra[1], *numbers[:5]]),
-        (kernels._adam, [p, g, a, v, *numbers]),
-        (kernels._rmsprop, [p, g, v, *extra, *numbers[:5]]),
+        (kernels._sgd, [p, g, extra[1], numbers]),
+        (kernels._adam, [p, g, a, v, numbers]),
+        (kernels._rmsprop, [p, g, v, *extra, numbers]),
     ):
         one, two = copy.deepcopy(given), copy.deepcopy(given)
         kernel.serial(*one), kernel.parallel(*two)

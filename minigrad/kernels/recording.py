@@ -21,6 +21,13 @@ def let_go() -> NoReturn:
     )
 
 
+def other_optimizer() -> NoReturn:
+    raise RuntimeError(
+        "mg.capture: since the step was captured, the optimizer has got other parameters, other options or another "
+        "state (load_state_dict, add_param_group, to). Make the step anew."
+    )
+
+
 def _who_asked() -> str:
     """The line of the user's code that we are called from."""
     frame: Any = sys._getframe(1)

@@ -186,22 +186,24 @@ def team() -> int:
 
 
 class _Heard(threading.local):
-    """Per thread: the launches that `only` makes while somebody listens."""
+    """Per thread, while somebody listens: the launches that `Kernel.only` makes, and who takes an optimizer's steps."""
 
     launches: list[tuple[Kernel, tuple[Any, ...]]] | None = None
+    renumber: Callable[[Any], bool] | None = None  # of steps that were recorded, only the numbers change
 
 
 heard = _Heard()
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[list[tuple[Kernel, tuple[Any, ...]]]]:
+def listening(renumber: Callable[[Any], bool] | None = None) -> Iterator[list[tuple[Kernel, tuple[Any, ...]]]]:
     """Hear of each launch that is made by `Kernel.only`."""
-    heard.launches = launches = []
+    launches: list[tuple[Kernel, tuple[Any, ...]]] = []
+    heard.launches, heard.renumber = launches, renumber
     try:
         yield launches
     finally:
-        heard.launches = None
+        heard.launches = heard.renumber = None
 
 
 # Numba would make parallel regions of `np.zeros(3)` and of every `x[:] = y`, too, each worth microseconds.

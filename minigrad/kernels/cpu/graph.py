@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import math
+import operator
 import re
 import threading
 import weakref
@@ -25,7 +26,7 @@ import numpy as np
 from minigrad.kernels.cpu._jit import Kernel, listening
 from minigrad.kernels.cpu._replay import Replay
 from minigrad.kernels.cpu.array import Array
-from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
+from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, other_optimizer, refuse
 
 Launch = tuple[Kernel, tuple[Any, ...]]
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
@@ -73,6 +74,54 @@ class _Place:
         return x
 
 
+def _placed(launches: list[Launch]) -> list[Launch]:
+    """The launches, without holding the memory that they work on; none if some of it was made for them, and is gone."""
+    if not all(x.flags.c_contiguous for _, args in launches for x in _arrays(args)):
+        return []
+    made = [(k, tuple(_Place.of(x) if isinstance(x, np.ndarray) else x for x in args)) for k, args in launches]
+    launches.clear()
+    return [] if any(type(x) is _Place and x.memory() is None for _, args in made for x in args) else made
+
+
+class _Numbers:
+    """Those of an optimizer's step, which is one piece of Python: it runs again for their sake alone."""
+
+    def __init__(self, update: Callable[..., None], gradients: Sequence[Array]):
+        self._update, self._gradients = update, gradients
+        self._references: list[Callable[[], Array | None]] = []
+        self._arrays: list[Array | None] = []  # of all parameters
+        self._slots: list[Array] = []  # of each parameter, where its launch finds numbers
+
+    def record(self) -> list[Launch]:
+        """The launches of the step, if they can be made again: with numbers in arrays of their own."""
+        with listening(self._begin) as launches:
+            self._update(*self._gradients)
+        self._slots = [args[-1] for _, args in launches]
+        return _placed(launches)
+
+    def _begin(self, steps: Sequence[Any]) -> bool:
+        self._references = [_nothing if x is None else weakref.ref(x) for _, xs, _ in steps for x in xs]
+        return False
+
+    def hold(self) -> None:
+        self._arrays = [reference() for reference in self._references]
+
+    def renew(self) -> None:
+        with listening(self._take):
+            self._update(*self._gradients)
+
+    def _take(self, steps: Sequence[Any]) -> bool:
+        arrays = [x for _, xs, _ in steps for x in xs]
+        if len(arrays) != len(self._arrays) or any(map(operator.is_not, arrays, self._arrays)):
+            other_optimizer()
+        last = None
+        for slot, (*_, numbers) in zip(self._slots, steps, strict=True):
+            if slot is not last:  # they share it
+                slot[:] = numbers
+            last = slot
+        return True
+
+
 @dataclass
 class _Line:
     """A kernel's call. Its results are new in each step, or `stay`: the memory, or the view of it, is the same."""
@@ -83,7 +132,7 @@ class _Line:
     memory: list[weakref.ref[Array]]  # of what it makes
     varies: bool  # by itself: it was given more than constants, or what it makes is written over
     runs: str  # how the function says it; nothing, if it need not be said
-    launch: Launch | None  # that does the same
+    launches: list[Launch]  # that do the same
 
 
 class Recording:
@@ -102,6 +151,7 @@ class Recording:
         self._used: set[str] = set()  # of the line that is being written
         self._varies = False
         self._varying: set[str] = set()  # variables
+        self._numbers: list[_Numbers] = []
 
     # While it is being recorded ------------------------------------------------------------------------------------
 
@@ -120,40 +170,40 @@ class Recording:
             self._written += [(x, x.copy()) for x in _arrays(args)]
             for x in _arrays(args[:1]):
                 self._is_written(x)
+        if self._updating:
+            return kernel(*args, **options)
         with listening() as launches:
             out = kernel(*args, **options)
-        if not (self._updating or self._known(out)):  # what came back as it was given needs no line
+        if not self._known(out):  # what came back as it was given needs no line
             self._constants[name] = kernel
             words = [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())]
-            launch = self._only(launches, out) if all(map(self._stays, _arrays(args))) else None
-            self._add(name, words, out, launch, getattr(kernel, "ufunc", None))
+            again = self._only(launches, out) if all(map(self._stays, _arrays(args))) else []
+            self._add(name, words, out, again, getattr(kernel, "ufunc", None))
         return out
 
     def update(self, update: Callable[..., None], gradients: Sequence[Array]) -> None:
+        numbers = _Numbers(update, gradients)
         self._updating = True
-        update(*gradients)
+        launches = numbers.record()
         self._updating = False
         name = f"update{len(self._lines)}"
         self._constants[name] = update
         self._varies = True
-        self._add(name, list(map(self._word, gradients)), None)
+        words = list(map(self._word, gradients))
+        if not all(map(self._stays, gradients)):
+            launches = []
+        if launches:
+            self._numbers.append(numbers)
+        self._add(name, words, None, launches)
 
-    def _only(self, launches: list[Any], out: Any) -> Launch | None:
+    def _only(self, launches: list[Launch], out: Any) -> list[Launch]:
         """The launch that is all that a kernel has done, if there is such a one: on memory that stays, and on `out`."""
-        if len(launches) != 1:
-            return None
-        kernel, given = launches.pop()
-        if not all(x.flags.c_contiguous for x in _arrays(given)):
-            return None
-        args = tuple(_Place.of(x) if isinstance(x, np.ndarray) else x for x in given)
-        del given
-        there = {id(x.memory()) for x in args if type(x) is _Place}
-        if id(None) in there or not {id(_memory(x)) for x in _arrays(out)} <= there:  # it made copies, before or after
-            return None
-        return kernel, args
+        found = _placed(launches) if len(launches) == 1 else []
+        there = {id(x.memory()) for _, args in found for x in args if type(x) is _Place}
+        return found if {id(_memory(x)) for x in _arrays(out)} <= there else []  # else it has made a copy after that
 
     def _add(
-        self, name: str, words: list[str], out: Any, launch: Launch | None = None, ufunc: Any = None
+        self, name: str, words: list[str], out: Any, launches: list[Launch], ufunc: Any = None
     ) -> None:
         call = f"{name}({', '.join(words)})"
         outs = out if type(out) is tuple else () if out is None else (out,)
@@ -178,7 +228,7 @@ class Recording:
             self._staying.update(zip(made, outs, strict=True))
         self._memory |= {id(_memory(x)): (weakref.ref(_memory(x)), stays) for x in outs if isinstance(x, np.ndarray)}
         memory = [weakref.ref(_memory(x)) for x in outs if isinstance(x, np.ndarray)]
-        line = _Line(text, made, self._used, memory, self._varies, runs, launch if stays else None)
+        line = _Line(text, made, self._used, memory, self._varies, runs, launches if stays else [])
         self._lines.append(line)
         self._used, self._varies = set(), False
 
@@ -250,6 +300,8 @@ class Recording:
             if array is None:
                 let_go()
             self._constants[name] = array
+        for numbers in self._numbers:
+            numbers.hold()
         self._constants.update(self._staying)
         once, fixed, each = [], set[str](), []
         for line in self._lines:
@@ -273,11 +325,11 @@ class Recording:
 
     def _pieces(self, lines: list[_Line]) -> Iterator[tuple[str, set[str]]]:
         """What the function says, and the variables in it. Launches in a row are one replay: comments say of what."""
-        for replayed, group in itertools.groupby(lines, lambda line: line.launch is not None or not line.runs):
-            group = list(group)
+        for replayed, some in itertools.groupby(lines, lambda line: bool(line.launches or not line.runs)):
+            group = list(some)
             if replayed:
                 said = [f"# {line.text}" for line in group]
-                if launches := [line.launch for line in group if line.launch is not None]:
+                if launches := [launch for line in group for launch in line.launches]:
                     name = f"replay{len(self._constants)}"
                     self._constants[name] = Replay([(kernel, tuple(map(_array, args))) for kernel, args in launches])
                     said.insert(0, f"{name}()")
@@ -304,7 +356,9 @@ class Recording:
     # Afterwards ----------------------------------------------------------------------------------------------------
 
     def renew(self) -> None:
-        """Nothing: numbers that change are asked for in the step."""
+        """Compute the numbers of the optimizers' next steps; all others are asked for in the step."""
+        for numbers in self._numbers:
+            numbers.renew()
 
     @np.errstate(all="ignore")
     def run(self) -> Made:
@@ -338,6 +392,9 @@ class _Kernels:
 def _memory(x: Array) -> Array:
     """The array that owns it."""
     return x.base if isinstance(x.base, np.ndarray) else x
+
+
+def _nothing() -> None: ...
 
 
 def _array(x: Any) -> Any:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numba import prange
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cpu._jit import Kernel, helper, jit
+from minigrad.kernels.cpu._jit import Kernel, heard, helper, jit
 from minigrad.kernels.cpu.array import Array
 
 Arrays = Sequence[Array]
@@ -19,11 +20,13 @@ _PARALLEL_FROM = 1 << 15
 _sgd_step, _adam_step, _rmsprop_step = helper(scalar.sgd), helper(scalar.adam), helper(scalar.rmsprop)
 
 
-# A state array may be None: Numba compiles a variant without it.
+# A state array may be None: Numba compiles a variant without it. `n` are the numbers of a step, in an array, so that a
+# captured step can be given others.
 
 
 @jit(_PARALLEL_FROM)
-def _sgd(p: Array, g: Array, b: Any, lr: Any, momentum: Any, gain: Any, decay: Any, nesterov: Any) -> None:
+def _sgd(p: Array, g: Array, b: Any, n: Array) -> None:
+    lr, momentum, gain, decay, nesterov = n[0], n[1], n[2], n[3], n[4] != 0
     for i in prange(p.size):
         p[i], push = _sgd_step(p[i], g[i], None if b is None else b[i], lr, momentum, gain, decay, nesterov)
         if b is not None:
@@ -31,17 +34,15 @@ def _sgd(p: Array, g: Array, b: Any, lr: Any, momentum: Any, gain: Any, decay: A
 
 
 @jit(_PARALLEL_FROM)
-def _adam(
-    p: Array, g: Array, m: Array, v: Array, lr: Any, gain1: Any, gain2: Any, eps: Any, decay: Any, shrink: Any, rms: Any
-) -> None:
+def _adam(p: Array, g: Array, m: Array, v: Array, n: Array) -> None:
+    lr, gain1, gain2, eps, decay, shrink, rms = n[0], n[1], n[2], n[3], n[4], n[5], n[6]
     for i in prange(p.size):
         p[i], m[i], v[i] = _adam_step(p[i], g[i], m[i], v[i], lr, gain1, gain2, eps, decay, shrink, rms)
 
 
 @jit(_PARALLEL_FROM)
-def _rmsprop(
-    p: Array, g: Array, v: Array, a: Any, b: Any, lr: Any, gain: Any, eps: Any, decay: Any, momentum: Any
-) -> None:
+def _rmsprop(p: Array, g: Array, v: Array, a: Any, b: Any, n: Array) -> None:
+    lr, gain, eps, decay, momentum = n[0], n[1], n[2], n[3], n[4]
     for i in prange(p.size):
         mean, push = None if a is None else a[i], None if b is None else b[i]
         p[i], v[i], mean, push = _rmsprop_step(p[i], g[i], v[i], mean, push, lr, gain, eps, decay, momentum)
@@ -51,20 +52,28 @@ def _rmsprop(
             b[i] = push
 
 
-def _rounded(dtype: Any, *numbers: float) -> tuple[Any, ...]:
-    """The numbers in a parameter's dtype."""
-    return tuple(map(dtype.type, numbers))
+Step = tuple[Kernel, list[Any], tuple[float, ...]]  # a parameter's: what it runs by, on (p, g and state), and with
 
 
-def _step(kernel: Kernel, p: Array, g: Array, state: Sequence[Array | None], numbers: tuple[Any, ...]) -> None:
-    """One parameter's step: all arrays flat, all numbers in the parameter's dtype."""
+def _run(steps: Sequence[Step]) -> None:
+    if heard.renumber is not None and heard.renumber(steps):
+        return
+    found: dict[Any, Array] = {}  # most parameters have the dtype and the numbers of others
+    for kernel, arrays, numbers in steps:
+        dtype = arrays[0].dtype
+        if (ready := found.get((dtype, numbers))) is None:
+            ready = found[dtype, numbers] = np.array(numbers, dtype)
+        _launch(kernel, arrays, ready)
+
+
+def _launch(kernel: Kernel, arrays: list[Any], numbers: Array) -> None:
+    p = arrays[0]
     if not p.flags.c_contiguous:  # it could not be flattened in place
         contiguous = p.copy("C")
-        _step(kernel, contiguous, g, state, numbers)
+        _launch(kernel, [contiguous, *arrays[1:]], numbers)
         p[...] = contiguous
         return
-    slots = [None if x is None else x.reshape(-1) for x in state]
-    kernel(p.reshape(-1), g.reshape(-1), *slots, *numbers)
+    kernel.only(*[None if x is None else x.reshape(-1) for x in arrays], numbers)
 
 
 def sgd(
@@ -78,8 +87,8 @@ def sgd(
     nesterov: bool,
 ) -> None:
     """`gains`: what of a gradient enters each momentum buffer: 1 − dampening, 1 for the first."""
-    for p, g, b, gain in zip(params, grads, momentum_buffers, gains, strict=True):
-        _step(_sgd, p, g, [b], _rounded(p.dtype, lr, momentum, gain, weight_decay, nesterov))
+    each = zip(params, grads, momentum_buffers, gains, strict=True)
+    _run([(_sgd, [p, g, b], (lr, momentum, gain, weight_decay, nesterov)) for p, g, b, gain in each])
 
 
 def adam(
@@ -95,12 +104,13 @@ def adam(
     decoupled: bool,
 ) -> None:
     """`steps`: how many steps each parameter has made, with this one."""
-    found: dict[Any, tuple[Any, ...]] = {}  # most parameters have the dtype and the step of others
+    made: list[Step] = []
+    last = None  # most parameters have made as many steps as others
     for p, g, m, v, step in zip(params, grads, exp_avgs, exp_avg_sqs, steps, strict=True):
-        if (numbers := found.get((p.dtype, step))) is None:
-            numbers = _rounded(p.dtype, *scalar.adam_numbers(step, lr, betas, eps, weight_decay, decoupled))
-            found[p.dtype, step] = numbers
-        _step(_adam, p, g, (m, v), numbers)
+        if step != last:
+            last, numbers = step, scalar.adam_numbers(step, lr, betas, eps, weight_decay, decoupled)
+        made.append((_adam, [p, g, m, v], numbers))
+    _run(made)
 
 
 def rmsprop(
@@ -116,5 +126,5 @@ def rmsprop(
     momentum: float,
 ) -> None:
     """`grad_avgs`: arrays for the centered form, else None; `momentum_buffers`: arrays for momentum, else None."""
-    for p, g, v, a, b in zip(params, grads, square_avgs, grad_avgs, momentum_buffers, strict=True):
-        _step(_rmsprop, p, g, [v, a, b], _rounded(p.dtype, lr, 1 - alpha, eps, weight_decay, momentum))
+    each = zip(params, grads, square_avgs, grad_avgs, momentum_buffers, strict=True)
+    _run([(_rmsprop, list(arrays), (lr, 1 - alpha, eps, weight_decay, momentum)) for arrays in each])

@@ -13,7 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import SIMULATED
 from minigrad.kernels.cuda._stream import copy_in, handle, here
 from minigrad.kernels.cuda.array import Array, copy
-from minigrad.kernels.recording import let_go, refuse
+from minigrad.kernels.recording import let_go, other_optimizer, refuse
 
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _LETTER = 1 << 15  # bytes; up to twice as many are copied without waiting for the device
@@ -178,25 +178,19 @@ class _Renewal:
         arrays, kinds = next(self._updates, (None, ()))
         given = [x for _, xs, _ in steps for x in xs]
         if arrays is None or list(map(id, given)) != [id(x) for xs in arrays for x in xs]:
-            self.refuse("")
+            other_optimizer()
         for members, slot in kinds:
             numbers = {steps[i][2] for i in members}
             if len(numbers) > 1:
-                self.refuse("")
+                other_optimizer()
             given_now = numbers.pop()
             self._write(slot, given_now + (0.0,) * (slot.size - len(given_now)))
         return True
 
     def add(self, *launch: Any) -> None:
-        self.refuse("")
+        other_optimizer()
 
-    hold = add
-
-    def refuse(self, what: str) -> NoReturn:
-        raise RuntimeError(
-            "mg.capture: since the step was captured, the optimizer has got other parameters, other options or "
-            "another state (load_state_dict, add_param_group, to). Make the step anew."
-        )
+    hold = refuse = add
 
 
 def new_recording() -> Recording:
