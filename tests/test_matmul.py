@@ -67,6 +67,23 @@ def test_any_shape_and_layout(
     check(x, y, rng.random(n).astype(dtype) if bias else None)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@settings(max_examples=150, deadline=None)
+@given(
+    extents=st.tuples(st.just(1), *[st.integers(0, 2) | st.integers(0, 95)] * 2).flatmap(st.permutations),
+    layouts=st.tuples(*[st.sampled_from(["lines", "turned", "every other", "backwards"])] * 2),
+    bias=st.booleans(), is_writable=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_rows_and_columns(dtype: Any, extents: Any, layouts: Any, bias: bool, is_writable: bool, seed: int) -> None:
+    """Products with a vector, outer products, and those of which there is nothing."""
+    rng = np.random.default_rng(seed)
+    m, k, n = extents
+    x, y = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, n)).astype(dtype)
+    x, y = (LAYOUTS[how](a) for how, a in zip(layouts, (x, y), strict=True))
+    x.flags.writeable = is_writable
+    check(x, y, rng.random(n).astype(dtype) if bias else None)
+
+
 @pytest.mark.parametrize(
     ("x", "y"),
     [((65, 64), (64, 64)), ((1, 99), (99, 99)), ((5000, 3), (3, 1)), ((1, 9000), (9000, 2)), ((4, 70, 90), (90, 80))],
