@@ -9,67 +9,127 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
+import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
+from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
+from minigrad._interrupt import deferred
 from minigrad.kernels.cpu._jit import Kernel, in_turn, team
+from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.recording import let_go
+
+Launch = tuple[Kernel, tuple[Any, ...]]
+
+
+def memory_of(x: Array) -> Array:
+    """The array that owns it."""
+    return x.base if isinstance(x.base, np.ndarray) else x
+
+
+# Launches to be made again, while they do not hold the memory that they work on ---------------------------------------
+
+
+@dataclass
+class Place:
+    """An array, without its memory."""
+
+    memory: weakref.ref[Array]
+    address: int
+    shape: tuple[int, ...]
+    dtype: Any
+    is_writable: bool
+
+    def array(self) -> Array:
+        """The same array again, which holds its memory."""
+        there: Any = (ctypes.c_char * (math.prod(self.shape) * self.dtype.itemsize)).from_address(self.address)
+        there.owner = self.memory()
+        if there.owner is None:
+            let_go()
+        x = np.ndarray(self.shape, self.dtype, there)
+        x.flags.writeable = self.is_writable
+        return x
+
+
+def _place(x: Any) -> Any:
+    if isinstance(x, np.ndarray):
+        return Place(weakref.ref(memory_of(x)), x.ctypes.data, x.shape, x.dtype, x.flags.writeable)
+    return x
+
+
+def places(launches: list[Launch]) -> Iterator[Place]:
+    return (x for _, args in launches for x in args if type(x) is Place)
+
+
+def noted(launches: list[Launch]) -> list[Launch]:
+    """The launches, with places for arrays. None if memory that was made for them alone is gone, as copies would be."""
+    made = [(kernel, tuple(map(_place, args))) for kernel, args in launches]
+    contiguous = all(x.flags.c_contiguous for _, args in launches for x in args if isinstance(x, np.ndarray))
+    launches.clear()
+    return made if contiguous and all(x.memory() is not None for x in places(made)) else []
+
+
+# Made again -----------------------------------------------------------------------------------------------------------
 
 _STATUS, _INTEGER = ir.IntType(32), ir.IntType(64)
 _names = (f"minigrad_replay_{i}" for i in itertools.count())
 
 
 class Replay:
-    """Call it to make the launches, (kernel, arguments) each, on the same arrays; it holds them."""
+    """Call it to make the launches again; it holds their memory. RuntimeError if that is gone."""
 
-    def __init__(self, launches: Sequence[tuple[Kernel, tuple[Any, ...]]]):
-        self._launches = launches
+    def __init__(self, launches: Sequence[Launch]):
+        self._launches = [
+            (kernel, tuple(x.array() if type(x) is Place else x for x in args)) for kernel, args in launches
+        ]
         self._team = -1
 
     def __call__(self) -> None:
-        if self._team != team():  # in a forked child, too, other variants are called
-            self._make()
+        if self._team != team():  # other variants are called on one thread, and in a forked child
+            with deferred():
+                self._make()
         if self._is_parallel:
             with in_turn():
                 failed = self._function()
         else:
             failed = self._function()
-        if failed:  # say why, in Python
+        if failed:  # Python says why
             for kernel, args in self._launches[failed - 1 :]:
                 kernel(*args)
 
     @global_compiler_lock  # type: ignore[untyped-decorator]
     def _make(self) -> None:
         """The function returns 0, or the number of the launch that failed, counted from 1."""
-        context = cpu_target.target_context
-        name, codegen = next(_names), context.codegen()
-        module = codegen._create_empty_module(name)
-        function = ir.Function(module, ir.FunctionType(_STATUS, []), name)
-        builder = ir.IRBuilder(function.append_basic_block())
-        self._is_parallel, self._variants = False, []
+        context, name = cpu_target.target_context, next(_names)
+        self._library = context.codegen().create_library(name)  # whose code it is, as are the variants
+        self._variants, self._is_parallel = [], False
+        module = self._library.create_ir_module(name)
+        builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(_STATUS, []), name).append_basic_block())
+        place = builder.alloca(_INTEGER, 2)  # for a pointer to nothing, and one to an exception
         for number, (kernel, args) in enumerate(self._launches, 1):
             is_parallel = kernel.is_parallel(args[0])
-            self._is_parallel |= is_parallel
             variant = kernel.parallel if is_parallel else kernel.serial
-            types = tuple(map(variant.typeof_pyval, args))
-            variant.compile(types)
-            made = variant.overloads[types]
-            address = made.library.get_pointer_to_function(made.fndesc.llvm_func_name)
+            self._variants.append(variant)
+            self._is_parallel |= is_parallel
+            signature = tuple(map(variant.typeof_pyval, args))
+            variant.compile(signature)
+            made = variant.overloads[signature]
+            assert made.fndesc.restype == types.none, f"{kernel._name} returns something"
             kind = context.call_conv.get_function_type(made.fndesc.restype, made.fndesc.argtypes)
-            result, error, *kinds = kind.args
-            numbers = [_constant(*pair) for pair in zip(kinds, _numbers(args), strict=True)]
-            called = builder.inttoptr(ir.Constant(_INTEGER, address), kind.as_pointer())
-            places = builder.alloca(result.pointee), builder.alloca(error.pointee)
-            status = builder.call(called, [*places, *numbers])
-            with builder.if_then(builder.icmp_signed("!=", status, ir.Constant(_STATUS, 0)), likely=False):
-                builder.ret(ir.Constant(_STATUS, number))
-            self._variants.append(variant)  # whose code it is
-        builder.ret(ir.Constant(_STATUS, 0))
-        self._library = codegen.create_library(name)
+            results = [builder.bitcast(builder.gep(place, [_INTEGER(i)]), kind.args[i]) for i in range(2)]
+            numbers = [_constant(*pair) for pair in zip(kind.args[2:], _numbers(args), strict=True)]
+            address = _INTEGER(made.library.get_pointer_to_function(made.fndesc.llvm_func_name))
+            status = builder.call(builder.inttoptr(address, kind.as_pointer()), [*results, *numbers])
+            with builder.if_then(builder.icmp_signed("!=", status, _STATUS(0)), likely=False):
+                builder.ret(_STATUS(number))
+        builder.ret(_STATUS(0))
         self._library.add_ir_module(module)
         self._library.finalize()
         self._function = ctypes.CFUNCTYPE(ctypes.c_int)(self._library.get_pointer_to_function(name))
@@ -77,7 +137,7 @@ class Replay:
 
 
 def _numbers(x: Any) -> Iterator[Any]:
-    """What a compiled kernel is given for an argument; see Numba's `ArrayModel`."""
+    """What a compiled kernel is given for an argument; for an array, see Numba's `ArrayModel`."""
     if isinstance(x, np.ndarray):
         yield from (0, 0, x.size, x.itemsize, x.ctypes.data, *x.shape, *x.strides)
     elif isinstance(x, tuple):
@@ -89,5 +149,5 @@ def _numbers(x: Any) -> Iterator[Any]:
 
 def _constant(kind: Any, number: Any) -> Any:
     if isinstance(kind, ir.PointerType):
-        return ir.Constant(_INTEGER, number).inttoptr(kind)
-    return ir.Constant(kind, int(number) if isinstance(kind, ir.IntType) else float(number))
+        return _INTEGER(number).inttoptr(kind)
+    return kind(int(number) if isinstance(kind, ir.IntType) else float(number))

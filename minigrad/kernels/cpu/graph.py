@@ -9,10 +9,8 @@ for by the kernels themselves (a draw of random numbers), or by the optimizer's 
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
-import operator
 import re
 import threading
 import weakref
@@ -23,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cpu._jit import Kernel, listening
-from minigrad.kernels.cpu._replay import Replay
+from minigrad.kernels.cpu._jit import listening
+from minigrad.kernels.cpu._renewal import Renewal
+from minigrad.kernels.cpu._replay import Launch, Replay, memory_of, noted, places
 from minigrad.kernels.cpu.array import Array
-from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, other_optimizer, refuse
+from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
 
-Launch = tuple[Kernel, tuple[Any, ...]]
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _NOT_WRITTEN = {
     "is_view", "is_writable", "shares_memory", "memory_allocated", "dlpack_device", "new_recording", "recorded_update",
@@ -37,8 +35,9 @@ _REFUSED = {
     "to_host": READS, "has_nan": READS, "from_host": COPIES, "flat_places": COPIES,
     "dlpack": GIVES, "from_dlpack": TAKES,
 }  # fmt: skip
-#: Bytes of memory that a step keeps for a result; larger ones take turns, and their kernels make Python not matter.
-_STAYS = 1 << 20
+#: Bytes of memory that a step keeps for a result that is made there, and for one that must be copied there. Larger ones
+#: take turns; the time of Python does not show with them.
+_STAYS, _COPIED = 1 << 20, 1 << 16
 _WRITERS = {"assign", "sgd", "adam", "rmsprop"}
 
 
@@ -49,77 +48,6 @@ class _Here(threading.local):
 
 
 here = _Here()
-
-
-@dataclass
-class _Place:
-    """An array to launch a kernel on, without holding its memory."""
-
-    memory: weakref.ref[Array]
-    address: int
-    shape: tuple[int, ...]
-    dtype: Any
-    is_writable: bool
-
-    @staticmethod
-    def of(x: Array) -> _Place:
-        return _Place(weakref.ref(_memory(x)), x.ctypes.data, x.shape, x.dtype, x.flags.writeable)
-
-    def array(self) -> Array:
-        """The same array again, which holds its memory."""
-        bytes_: Any = (ctypes.c_char * (math.prod(self.shape) * self.dtype.itemsize)).from_address(self.address)
-        bytes_.owner = self.memory()
-        x = np.ndarray(self.shape, self.dtype, bytes_)
-        x.flags.writeable = self.is_writable
-        return x
-
-
-def _placed(launches: list[Launch]) -> list[Launch]:
-    """The launches, without holding the memory that they work on; none if some of it was made for them, and is gone."""
-    if not all(x.flags.c_contiguous for _, args in launches for x in _arrays(args)):
-        return []
-    made = [(k, tuple(_Place.of(x) if isinstance(x, np.ndarray) else x for x in args)) for k, args in launches]
-    launches.clear()
-    return [] if any(type(x) is _Place and x.memory() is None for _, args in made for x in args) else made
-
-
-class _Numbers:
-    """Those of an optimizer's step, which is one piece of Python: it runs again for their sake alone."""
-
-    def __init__(self, update: Callable[..., None], gradients: Sequence[Array]):
-        self._update, self._gradients = update, gradients
-        self._references: list[Callable[[], Array | None]] = []
-        self._arrays: list[Array | None] = []  # of all parameters
-        self._slots: list[Array] = []  # of each parameter, where its launch finds numbers
-
-    def record(self) -> list[Launch]:
-        """The launches of the step, if they can be made again: with numbers in arrays of their own."""
-        with listening(self._begin) as launches:
-            self._update(*self._gradients)
-        self._slots = [args[-1] for _, args in launches]
-        return _placed(launches)
-
-    def _begin(self, steps: Sequence[Any]) -> bool:
-        self._references = [_nothing if x is None else weakref.ref(x) for _, xs, _ in steps for x in xs]
-        return False
-
-    def hold(self) -> None:
-        self._arrays = [reference() for reference in self._references]
-
-    def renew(self) -> None:
-        with listening(self._take):
-            self._update(*self._gradients)
-
-    def _take(self, steps: Sequence[Any]) -> bool:
-        arrays = [x for _, xs, _ in steps for x in xs]
-        if len(arrays) != len(self._arrays) or any(map(operator.is_not, arrays, self._arrays)):
-            other_optimizer()
-        last = None
-        for slot, (*_, numbers) in zip(self._slots, steps, strict=True):
-            if slot is not last:  # they share it
-                slot[:] = numbers
-            last = slot
-        return True
 
 
 @dataclass
@@ -151,7 +79,7 @@ class Recording:
         self._used: set[str] = set()  # of the line that is being written
         self._varies = False
         self._varying: set[str] = set()  # variables
-        self._numbers: list[_Numbers] = []
+        self._renewals: list[Renewal] = []
 
     # While it is being recorded ------------------------------------------------------------------------------------
 
@@ -177,76 +105,78 @@ class Recording:
         if not self._known(out):  # what came back as it was given needs no line
             self._constants[name] = kernel
             words = [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())]
-            again = self._only(launches, out) if all(map(self._stays, _arrays(args))) else []
-            self._add(name, words, out, again, getattr(kernel, "ufunc", None))
+            only = self._only(launches, (*args, *options.values()), out)
+            self._add(name, words, out, only, getattr(kernel, "ufunc", None))
         return out
 
     def update(self, update: Callable[..., None], gradients: Sequence[Array]) -> None:
-        numbers = _Numbers(update, gradients)
+        renewal = Renewal(update, gradients)
         self._updating = True
-        launches = numbers.record()
+        launches = renewal.record()
         self._updating = False
+        words = list(map(self._word, gradients))
+        if launches and all(map(self._stays, gradients)):
+            self._renewals.append(renewal)
+        else:
+            launches = []
         name = f"update{len(self._lines)}"
         self._constants[name] = update
         self._varies = True
-        words = list(map(self._word, gradients))
-        if not all(map(self._stays, gradients)):
-            launches = []
-        if launches:
-            self._numbers.append(numbers)
         self._add(name, words, None, launches)
 
-    def _only(self, launches: list[Launch], out: Any) -> list[Launch]:
-        """The launch that is all that a kernel has done, if there is such a one: on memory that stays, and on `out`."""
-        found = _placed(launches) if len(launches) == 1 else []
-        there = {id(x.memory()) for _, args in found for x in args if type(x) is _Place}
-        return found if {id(_memory(x)) for x in _arrays(out)} <= there else []  # else it has made a copy after that
+    def _only(self, launches: list[Launch], args: Any, out: Any) -> list[Launch]:
+        """The launch that is all that a kernel has done, if there is such a one, and its memory stays."""
+        if len(launches) != 1 or not all(map(self._stays, _arrays(args))) or any(map(self._is_number, args)):
+            return []
+        only = noted(launches)
+        there = {id(x.memory()) for x in places(only)}
+        return only if {id(memory_of(x)) for x in _arrays(out)} <= there else []  # else it has copied it after that
 
-    def _add(
-        self, name: str, words: list[str], out: Any, launches: list[Launch], ufunc: Any = None
-    ) -> None:
+    def _is_number(self, x: Any) -> bool:
+        """Is it one that a kernel has found?"""
+        return not isinstance(x, np.ndarray) and bool(self._known(x))
+
+    def _add(self, name: str, words: list[str], out: Any, launches: list[Launch], ufunc: Any = None) -> None:
         call = f"{name}({', '.join(words)})"
         outs = out if type(out) is tuple else () if out is None else (out,)
+        arrays = list(_arrays(outs))
         is_view = bool(outs) and all(map(self._stays, outs))
-        if not all(isinstance(x, np.ndarray) for x in outs):
-            self._varies = True  # Python has a number, which will be another one
+        has_out = isinstance(ufunc, np.ufunc) and out.dtype != np.float16  # where the kernel does more
         varies = self._varies or bool(self._used & self._varying)
-        stays = is_view or all(self._may_stay(x, varies) for x in outs)
+        most = math.inf if not varies else _STAYS if launches or has_out else _COPIED
+        stays = len(arrays) == len(outs) and (is_view or all(self._may_stay(x, most) for x in outs))
+        self._varies |= not stays
         made = [self._variable(x) for x in outs]
-        if varies:
-            self._varying.update(made)
-        text = f"{', '.join(made)} = {call}" if made else call
-        if not stays or not made:
-            runs = text
-        elif is_view:
-            runs = ""
-        elif isinstance(ufunc, np.ufunc) and outs[0].dtype != np.float16:  # where the kernel does more
-            runs = f"np.{ufunc.__name__}({', '.join(words)}, out={made[0]})"
-        else:
-            runs = f"{', '.join(f'{v}[...]' for v in made)} = {call}"
+        text = runs = f"{', '.join(made)} = {call}" if made else call
         if stays:
             self._staying.update(zip(made, outs, strict=True))
-        self._memory |= {id(_memory(x)): (weakref.ref(_memory(x)), stays) for x in outs if isinstance(x, np.ndarray)}
-        memory = [weakref.ref(_memory(x)) for x in outs if isinstance(x, np.ndarray)]
-        line = _Line(text, made, self._used, memory, self._varies, runs, launches if stays else [])
-        self._lines.append(line)
+            if has_out:
+                runs = f"np.{ufunc.__name__}({', '.join(words)}, out={made[0]})"
+            elif made:
+                runs = f"{', '.join(f'{v}[...]' for v in made)} = {call}"
+        if varies or self._varies:
+            self._varying.update(made)
+        memory = [weakref.ref(memory_of(x)) for x in arrays]
+        self._memory |= {id(memory_of(x)): (reference, stays) for x, reference in zip(arrays, memory, strict=True)}
+        runs, launches = "" if is_view else runs, launches if stays else []
+        self._lines.append(_Line(text, made, self._used, memory, self._varies, runs, launches))
         self._used, self._varies = set(), False
 
     def _stays(self, x: Any, unknown: bool = False) -> bool:
         """Does the array lie in memory that is the same in every step?"""
         if not isinstance(x, np.ndarray):
             return False
-        reference, stays = self._memory.get(id(_memory(x)), (None, unknown))
-        return stays if reference is not None and reference() is _memory(x) else unknown
+        reference, stays = self._memory.get(id(memory_of(x)), (None, unknown))
+        return stays if reference is not None and reference() is memory_of(x) else unknown
 
-    def _may_stay(self, x: Any, varies: bool) -> bool:
+    def _may_stay(self, x: Any, most: float) -> bool:
         """May its memory, if it is new?"""
-        return self._stays(x, True) and x.flags.writeable and (not varies or _memory(x).nbytes <= _STAYS)
+        return self._stays(x, True) and x.flags.writeable and memory_of(x).nbytes <= most
 
     def _is_written(self, x: Array) -> None:
         """Every step must make it anew."""
         for line in self._lines:
-            line.varies |= any(memory() is _memory(x) for memory in line.memory)
+            line.varies |= any(memory() is memory_of(x) for memory in line.memory)
 
     def _variable(self, x: Any) -> str:
         name = f"v{self._variables}"
@@ -273,7 +203,7 @@ class Recording:
             name = f"a{len(self._outside)}"
             self._outside[name] = weakref.ref(x)
             self._names[id(x)] = self._outside[name], name
-            self._memory[id(_memory(x))] = weakref.ref(_memory(x)), True
+            self._memory[id(memory_of(x))] = weakref.ref(memory_of(x)), True
             return name
         if type(x) is tuple:
             return _tuple(map(self._word, x))
@@ -293,15 +223,15 @@ class Recording:
         """All is written down: make the function whose runs return such results and gradients."""
         for x in (*results, *gradients):  # theirs who get them
             self._is_written(x)
-        self._borrowed = [self._stays(x) or not self._known(_memory(x)) for x in results]
+        self._borrowed = [self._stays(x) or not self._known(memory_of(x)) for x in results]
         ends = [*map(self._word, results), *map(self._word, gradients)]
         for name, reference in self._outside.items():
             array = reference()
             if array is None:
                 let_go()
             self._constants[name] = array
-        for numbers in self._numbers:
-            numbers.hold()
+        for renewal in self._renewals:
+            renewal.hold()
         self._constants.update(self._staying)
         once, fixed, each = [], set[str](), []
         for line in self._lines:
@@ -331,7 +261,7 @@ class Recording:
                 said = [f"# {line.text}" for line in group]
                 if launches := [launch for line in group for launch in line.launches]:
                     name = f"replay{len(self._constants)}"
-                    self._constants[name] = Replay([(kernel, tuple(map(_array, args))) for kernel, args in launches])
+                    self._constants[name] = Replay(launches)
                     said.insert(0, f"{name}()")
                 yield "\n    ".join(said), set()
             else:
@@ -357,8 +287,8 @@ class Recording:
 
     def renew(self) -> None:
         """Compute the numbers of the optimizers' next steps; all others are asked for in the step."""
-        for numbers in self._numbers:
-            numbers.renew()
+        for renewal in self._renewals:
+            renewal.renew()
 
     @np.errstate(all="ignore")
     def run(self) -> Made:
@@ -387,18 +317,6 @@ class _Kernels:
             return recording.call(name, kernel, args, options)
 
         return call
-
-
-def _memory(x: Array) -> Array:
-    """The array that owns it."""
-    return x.base if isinstance(x.base, np.ndarray) else x
-
-
-def _nothing() -> None: ...
-
-
-def _array(x: Any) -> Any:
-    return x.array() if type(x) is _Place else x
 
 
 def _tuple(words: Iterable[str]) -> str:
