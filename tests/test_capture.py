@@ -14,6 +14,7 @@ from numba import config
 from ops_table import TABLE, Row, inputs
 
 import minigrad as mg
+from minigrad.kernels.cpu import graph
 
 pytestmark = pytest.mark.usefixtures("on_device")
 OPTIMIZERS = {
@@ -274,8 +275,15 @@ def test_a_classifier_with_batch_norm() -> None:
         captured[2](mg.zeros(3, 1, 6, 6), mg.tensor([0, 3, 2]))
 
 
-def test_every_op_of_the_table(device: str) -> None:
-    """With its first and second derivatives."""
+@pytest.mark.parametrize("stays", [True, False])
+def test_every_op_of_the_table(device: str, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its first and second derivatives; in memory that stays what it is, and in other."""
+    if not stays:
+        if device == "cuda":
+            pytest.skip("all memory of a CUDA graph stays")
+        monkeypatch.setattr(graph, "_STAYS", -1)
+        monkeypatch.setattr(graph, "_COPIED", -1)
+    replayed = set()
     if device == "cuda" and config.ENABLE_CUDASIM:
         pytest.skip("minutes on the simulator, where test_ops.py launches each of these kernels")
     tried = 0
@@ -299,9 +307,16 @@ def test_every_op_of_the_table(device: str) -> None:
                 xs = [mg.tensor(x) for x in inputs(row, shapes, seed)]
                 np.testing.assert_equal(lists(step(*xs)), lists(fn(*xs)), err_msg=row.name)
             tried += 1
+            replayed |= {name for text in re.findall(r"replay\d+\(\)\n(.*)", str(step)) for name in CALL.findall(text)}
     assert tried > 150
+    if device == "cpu":
+        assert (REPLAYED - replayed if stays else replayed) == set()
 
 
+CALL = re.compile(r"= (\w+)\(")
+REPLAYED = {  # first of a row
+    "linear", "sum", "log_softmax", "sigmoid", "softplus", "relu", "leaky_relu", "elu", "gelu", "silu", "rsqrt",
+}  # fmt: skip
 INDICES_FROM_THE_HOST = {"getitem integers", "getitem mask", "gather", "index_select", "embedding"}
 
 
@@ -362,14 +377,39 @@ def test_what_a_step_does_can_be_read(device: str) -> None:
     if device == "cuda":
         assert any("exp" in line for line in lines)
     else:
-        assert lines[:3] == ["# a0: float32 (3,)", "# a1: float32 (2, 3) argument 0", "# a2: float32 (1, 3) 0.weight"]
-        assert lines[3:5] == ["def step():", "v0 = np.multiply(a0, a1)"]
-        assert "v4 = np.exp(v3)" in lines
-        (last,) = re.fullmatch(r"return \((v\d),\)", lines[-1]).groups()
-        made = {word for line in lines for word in re.findall(r"v\d", line.partition("=")[0]) if " = " in line}
-        gone = {word for line in lines if line.startswith("del") for word in re.findall(r"v\d", line)}
-        assert made == gone | {last}
-        assert last not in gone
+        assert lines == [
+            "# a0: float32 (3,)",
+            "# a1: float32 (2, 3) argument 0",
+            "# a2: float32 (1, 3) 0.weight",
+            "def step():",
+            "np.multiply(a0, a1, out=v0)",
+            "# v1 = getitem(v0, (slice(None, None, None), None, slice(None, None, None)))",
+            "np.multiply(v1, a2, out=v2)",
+            "replay0()",
+            "# v3 = sum(v2, (2,), False)",
+            "np.exp(v3, out=v4)",
+            "replay1()",
+            "# v5 = sum(v4, (0, 1), False)",
+            "return (v5,)",
+        ]
+
+
+def test_memory_that_does_not_stay_is_let_go(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As soon as no later line has it."""
+    if device == "cuda":
+        pytest.skip("all memory of a CUDA graph stays")
+    monkeypatch.setattr(graph, "_STAYS", -1)
+    monkeypatch.setattr(graph, "_COPIED", -1)
+    step = mg.capture(lambda x: (x * x + x).exp().sum())
+    for _ in range(2):
+        step(mg.ones(2, 3))
+    lines = [line.strip() for line in str(step).splitlines()]
+    assert lines[1:4] == ["def step():", "v0 = mul(a0, a0)", "v1 = add(v0, a0)"]
+    (last,) = re.fullmatch(r"return \((v\d),\)", lines[-1]).groups()
+    made = {word for line in lines for word in re.findall(r"v\d", line.partition("=")[0]) if " = " in line}
+    gone = {word for line in lines if line.startswith("del") for word in re.findall(r"v\d", line)}
+    assert made == gone | {last}
+    assert last not in gone
 
 
 def test_constants_are_made_once() -> None:

@@ -80,6 +80,7 @@ class Recording:
         self._varies = False
         self._varying: set[str] = set()  # variables
         self._renewals: list[Renewal] = []
+        self._replays = itertools.count()
 
     # While it is being recorded ------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ class Recording:
             if replayed:
                 said = [f"# {line.text}" for line in group]
                 if launches := [launch for line in group for launch in line.launches]:
-                    name = f"replay{len(self._constants)}"
+                    name = f"replay{next(self._replays)}"
                     self._constants[name] = Replay(launches)
                     said.insert(0, f"{name}()")
                 yield "\n    ".join(said), set()

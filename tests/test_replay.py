@@ -1,0 +1,294 @@
+"""Launches made again from machine code: what a captured step does on the CPU, without the step."""
+
+from __future__ import annotations
+
+import gc
+import re
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from fresh import python
+from numba import prange
+
+import minigrad as mg
+from minigrad.kernels.cpu import _jit, _replay, graph
+from minigrad.kernels.cpu._jit import jit, listening
+from minigrad.kernels.cpu._replay import Replay, noted
+
+# Of every kind of argument that a kernel is given ---------------------------------------------------------------------
+
+
+@jit()
+def _of_all_kinds(out: Any, x: Any, y: Any, whole: int, real: float, single: Any, truth: bool, pair: Any) -> None:
+    for i in range(len(out)):
+        out[i] = x[i, 0] + 10 * x[i, 1] + whole * real + single + pair[0] * pair[1]
+        if truth:
+            out[i] += 1000
+        if y is not None:
+            out[i] += y[i]
+
+
+@jit(1000)
+def _count(out: Any, x: Any) -> None:
+    for i in prange(out.size):
+        out[i] = x[i] + 1
+
+
+@jit()
+def _count_up(out: Any, x: Any) -> None:
+    for i in range(out.size):
+        if x[i] < 0:
+            raise ValueError("below zero")
+        out[i] = x[i] + 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("y", [None, np.arange(3)])
+@pytest.mark.parametrize("truth", [True, False])
+@pytest.mark.parametrize("pair", [(2, 3), (2.5, 3), (0.5, -4.0)])
+def test_a_replay_gives_a_kernel_what_a_call_does(dtype: Any, y: Any, truth: bool, pair: Any) -> None:
+    out, x = np.zeros(3), np.arange(6).reshape(3, 2).astype(dtype)
+    x_read_only = x.view()
+    x_read_only.flags.writeable = False
+    args = (out, x_read_only, y, -7, 1e-3, np.float32(0.1), truth, pair)
+    _of_all_kinds(*args)
+    expected = out.copy()
+    replay = Replay([(_of_all_kinds, args)])
+    for step in range(3):
+        x += 1
+        out[:] = np.nan
+        replay()
+        np.testing.assert_allclose(out, expected + 11 * (step + 1), rtol=1e-15)
+
+
+def test_launches_follow_each_other() -> None:
+    x, y, z = np.zeros(4), np.zeros(4), np.zeros(4)
+    replay = Replay([(_count, (y, x)), (_count, (z, y)), (_count, (x, z))])
+    for i in range(1, 4):
+        replay()
+        assert (x[0], y[0], z[0]) == (3 * i, 3 * i - 2, 3 * i - 1)
+
+
+def test_an_error_is_the_kernels_own_and_the_launches_before_it_are_made() -> None:
+    x, y, z = np.zeros(3), np.zeros(3), np.array([0.0, 0.0, -9.0])
+    replay = Replay([(_count, (y, x)), (_count_up, (x, z)), (_count, (z, z))])
+    for i in range(1, 3):
+        with pytest.raises(ValueError, match="below zero"):
+            replay()
+        assert (x[0], y[0], z[0]) == (1, i, 0)
+    z[2] = 0
+    replay()
+    assert x.tolist() == z.tolist() == [1.0] * 3
+
+
+def test_the_number_of_threads_and_a_fork_choose_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which of the two is asked for its code."""
+    x, y = np.zeros(3000), np.zeros(3000)
+    replay = Replay([(_count, (y, x))])
+    chosen = []
+    for threads, forked in ((None, False), (1, False), (2, True), (2, False)):
+        monkeypatch.setattr(_jit, "_threads", threads)
+        monkeypatch.setattr(_jit, "_forked", forked)
+        x += 1
+        replay()
+        assert (y == x + 1).all()
+        chosen.append(replay._variants == [_count.parallel])
+    assert chosen == [True, False, False, True]
+
+
+def test_a_kernel_that_returns_something_is_refused() -> None:
+    @jit()
+    def first(x: Any) -> Any:
+        return x[0]
+
+    with pytest.raises(AssertionError, match=r"first returns something"):
+        Replay([(first, (np.ones(2),))])()
+
+
+# Memory ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_replay_holds_memory_and_notes_do_not() -> None:
+    x, y = np.zeros(100), np.zeros(100)
+    gone = weakref.ref(x)
+    notes = noted([(_count, (y[:50], x.reshape(10, 10)[1]))])
+    replay = Replay(notes)
+    del x
+    gc.collect()
+    assert gone() is not None
+    replay()
+    assert y[:10].tolist() == [1.0] * 10
+    del replay
+    assert gone() is None
+    with pytest.raises(RuntimeError, match=r"let go of a tensor"):
+        Replay(notes)
+
+
+def test_what_cannot_be_made_again_is_not_noted() -> None:
+    x, y = np.zeros((4, 4)), np.zeros(4)
+    assert noted([(_count, (y, x[0]))])
+    assert not noted([(_count, (y, x[:, 0]))])
+    assert not noted([(_count, (y, x[0].copy()))])  # a copy for the launch alone, which is gone
+
+
+# What a step makes of it ----------------------------------------------------------------------------------------------
+
+
+def test_short_moves_may_overlap() -> None:
+    for shift in (-1, 1):
+        x, y = np.arange(6.0), np.arange(6.0)
+        to, given = (slice(1, None), slice(None, -1))[::shift]
+        with listening() as launches:
+            mg.kernels.cpu.assign(x[to], ..., x[given])
+        y[to] = y[given].copy()
+        assert len(launches) == 1
+        assert x.tolist() == y.tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64, np.bool_])
+def test_moves_of_other_arrays_are_numpys(dtype: Any) -> None:
+    for x, value in ((np.zeros((3, 3), dtype).T, np.eye(3)), (np.zeros(3, dtype), 1.0), (np.zeros((2, 3)), np.ones(3))):
+        expected = np.array(x)
+        expected[...] = value
+        with listening():
+            mg.kernels.cpu.assign(x, ..., value)
+        np.testing.assert_array_equal(x, expected)
+
+
+CALL = re.compile(r"# (?:[^=(]+ = )?([a-z_]+)")
+REPLAYED = {
+    "assign", "leaky_relu", "leaky_relu_vjp", "linear", "logsumexp", "matmul", "power_iteration", "softmax",
+    "softmax_vjp", "spectral_pullback", "spectral_scale", "sum", "update",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("most", [(-1, -1), (1 << 20, 0), (1 << 20, 1 << 16), (512, 64)])
+def test_what_stays_and_what_does_not_mix(most: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit the eager steps, for any bounds on the memory that is kept, with and without float64's host reads."""
+    monkeypatch.setattr(graph, "_STAYS", most[0])
+    monkeypatch.setattr(graph, "_COPIED", most[1])
+
+    def run(captured: bool, dtype: Any, make: Any) -> Any:
+        mg.manual_seed(0)
+        nn = mg.nn
+        net = nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.LeakyReLU(0.2), nn.MaxPool2d(2), nn.Flatten(),
+            nn.Dropout(0.3), nn.Linear(27, 8), nn.Softplus(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1),
+        )  # fmt: skip
+        for layer in (net[0], net[6], net[8], net[10]):
+            nn.utils.spectral_norm(layer)
+        net.to(dtype)
+        opt = make(net.parameters())
+
+        def fn(x: mg.Tensor) -> Any:
+            opt.zero_grad()
+            out = net(x)
+            loss = mg.softmax(out.T, 1).log().square().mean() + out.T.logsumexp(1).sum()
+            loss.backward()
+            opt.step()
+            return loss, out[:, 0]
+
+        step = mg.capture(fn) if captured else fn
+        rng = np.random.default_rng(1)
+        seen = [step(mg.tensor(rng.standard_normal((5, 1, 6, 6)).astype(dtype))) for _ in range(6)]
+        gradients = [p.grad.numpy().tobytes() for p in net.parameters()]
+        made = [x.detach().numpy().tobytes() for pair in seen for x in pair]
+        return made, gradients, [x.detach().numpy().tobytes() for x in net.state_dict().values()], step
+
+    for dtype in (mg.float32, mg.float64):
+        for make in (mg.optim.Adam, lambda ps: mg.optim.SGD(ps, 0.1), lambda ps: mg.optim.RMSprop(ps, centered=True)):
+            *expected, _ = run(False, dtype, make)
+            *found, step = run(True, dtype, make)
+            assert found == expected
+            comments = re.findall(r"replay\d+\(\)((?:\n +# .*)+)", str(step))
+            again = {name for text in comments for name in CALL.findall(text)}
+            assert again >= (REPLAYED if most == (1 << 20, 1 << 16) and dtype == mg.float32 else set())
+            assert again == set() or most[0] > 0
+
+
+def test_gradients_stay_where_they_are_and_results_do_not() -> None:
+    w = mg.ones(3, 3, requires_grad=True)
+
+    @mg.capture
+    def step(x: mg.Tensor) -> mg.Tensor:
+        w.grad = None
+        y = x @ w
+        y.relu().sum().backward()
+        return y
+
+    outs, gradients = [], []
+    for i in range(5):
+        outs.append(step(mg.full((2, 3), float(i + 1))))
+        gradients.append(w.grad.data)
+    assert [y[0, 0].item() for y in outs] == [3.0, 6.0, 9.0, 12.0, 15.0]
+    assert gradients[2] is gradients[3] is gradients[4]
+    assert gradients[4].tolist() == [[10.0] * 3] * 3
+
+
+def test_steps_of_two_threads_at_once() -> None:
+    """Each its own, with parallel kernels, which take turns."""
+
+    def training(seed: int) -> Any:
+        mg.manual_seed(seed)
+        layer, x = mg.nn.utils.spectral_norm(mg.nn.Linear(256, 256)), mg.randn(256, 256)
+        opt = mg.optim.Adam(layer.parameters(), lr=1e-3)
+
+        @mg.capture
+        def step(x: mg.Tensor) -> None:
+            opt.zero_grad()
+            layer(x).square().mean().backward()
+            opt.step()
+
+        return layer, lambda: [step(x) for _ in range(40)]
+
+    def outcome(layers: Any) -> list[bytes]:
+        return [layer.parametrizations.weight.original.detach().numpy().tobytes() for layer, _ in layers]
+
+    alone, together = ([training(seed) for seed in (1, 2)] for _ in range(2))
+    for _, train in alone:
+        train()
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(train) for _, train in together]:
+            done.result()
+    assert outcome(alone) == outcome(together)
+    assert len(set(outcome(alone))) == 2
+
+
+def test_a_forked_child_goes_on_with_a_captured_step() -> None:
+    code = """
+        import os
+        import minigrad as mg
+        mg.manual_seed(0)
+        layer = mg.nn.utils.spectral_norm(mg.nn.Linear(256, 256))
+        opt = mg.optim.SGD(layer.parameters(), lr=0.1)
+        @mg.capture
+        def step(x):
+            opt.zero_grad()
+            loss = layer(x).square().mean()
+            loss.backward()
+            opt.step()
+            return loss
+        x = mg.randn(256, 256)
+        for _ in range(3):
+            step(x)
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            os.write(writer, repr(step(x).item()).encode())
+            os._exit(0)
+        there = os.read(reader, 100).decode()
+        print(there == repr(step(x).item()), "replay" in str(step))
+    """
+    assert python(code).split() == ["True", "True"]
+
+
+def test_names_of_replays_are_their_own() -> None:
+    """Numba's engine knows functions by name."""
+    x, y = np.zeros(4), np.zeros(4)
+    replays = [Replay([(_count, (y, x))]), Replay([(_count, (x, y))])]
+    for replay in replays:
+        replay()
+    assert (x[0], y[0]) == (2, 1)
+    assert len({next(_replay._names) for _ in range(3)}) == 3
