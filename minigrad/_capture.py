@@ -296,12 +296,14 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
 
     `fn` does a whole step: zero_grad(), forward, backward, optimizer step, on tensors on `device`. The first call runs
     it as it is. The second one records the kernels that it calls; all later calls run the record: bit for bit what `fn`
-    would have done. On the CPU a record is a function that calls kernels on arrays; no graph is made, which for small
-    networks is half of a step's time. On a GPU it is a CUDA graph (`mg.cuda.graph(fn)` is the same as `device="cuda"`).
-    `print(step)` shows what a call does, below what is made once.
+    would have done. On the CPU a record is a function that calls kernels on arrays; no graph is made, and kernels whose
+    arrays lie where they lay are called from machine code, without Python, which for small networks is most of a step's
+    time. On a GPU it is a CUDA graph (`mg.cuda.graph(fn)` is the same as `device="cuda"`). `print(step)` shows what a
+    call does, below what is made once.
 
     Arguments are copied into the step's own memory; what `fn` returned (tensors, alone or in tuples, lists and dicts)
-    is copied out of it, detached. Gradients, parameters, u and v, and the optimizer's state stay the same tensors.
+    is copied out of it, detached. Parameters, u and v, and the optimizer's state stay the same tensors. A gradient is
+    written where that of the call before was: clone() it to keep it.
     Learning rates and other options of the optimizer, its step counts and the generators' offsets are read, and
     advanced, at every call.
 

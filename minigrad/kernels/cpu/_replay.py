@@ -45,7 +45,6 @@ class Place:
     address: int
     shape: tuple[int, ...]
     dtype: Any
-    is_writable: bool
 
     def array(self) -> Array:
         """The same array again, which holds its memory."""
@@ -53,14 +52,12 @@ class Place:
         there.owner = self.memory()
         if there.owner is None:
             let_go()
-        x = np.ndarray(self.shape, self.dtype, there)
-        x.flags.writeable = self.is_writable
-        return x
+        return np.ndarray(self.shape, self.dtype, there)
 
 
 def _place(x: Any) -> Any:
     if isinstance(x, np.ndarray):
-        return Place(weakref.ref(memory_of(x)), x.ctypes.data, x.shape, x.dtype, x.flags.writeable)
+        return Place(weakref.ref(memory_of(x)), x.ctypes.data, x.shape, x.dtype)
     return x
 
 

@@ -1,10 +1,14 @@
 """A recorded step: calls of kernels, written down while they were made, to be made again as one Python function.
 
-A call is a line of that function, `v7 = linear(v2, v5, a3)`. Arrays that the step made are its variables. Arrays from
+A call is a line of that function, `v7 = conv(v2, v5, a3, …)`. Arrays that the step made are its variables. Arrays from
 before the step are used where they lie, and must still be there when it is over; whatever else a kernel was given is a
 constant. What is made of constants alone is made once, before the function. There is neither graph nor Tensor in it,
-and so none of their cost, which for small networks is most of a step's. Numbers that change from step to step are asked
-for by the kernels themselves (a draw of random numbers), or by the optimizer's own Python, which is one line.
+and so none of their cost, which for small networks is most of a step's.
+
+Small results stay in the memory that they had when they were recorded: `v7[...] = gather(v2, 1, v5)`. Where all that a
+kernel did was to launch a compiled one on memory that stays, Python need not be asked again: such launches in a row are
+one call, `replay3()`, and the lines behind it say what it does. Numbers that change from step to step are asked for by
+the kernels themselves (a draw of random numbers), or before the step (`_renewal`).
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ def _log_softmax_vjp_rows(g: Array, y: Array, out: Array) -> None:
 
 def _by_rows(x: Array, dim: int) -> Array:
     """x with `dim` last, as a contiguous matrix in a dtype to compute in."""
-    moved = np.moveaxis(x, dim, -1)
+    moved = x if dim == x.ndim - 1 else np.moveaxis(x, dim, -1)
     dtype = np.float32 if x.dtype == np.float16 else x.dtype
     return np.ascontiguousarray(moved, dtype).reshape(math.prod(moved.shape[:-1]), x.shape[dim])
 
