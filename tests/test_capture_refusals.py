@@ -68,6 +68,29 @@ def test_what_was_replaced_is_said() -> None:
         step(x)
 
 
+def test_an_optimizer_that_would_step_other_arrays_is_said() -> None:
+    for change in (
+        lambda opt, w: opt.state[w].update(momentum_buffer=mg.zeros(3)),
+        lambda opt, w: opt.param_groups[0].update(momentum=0.0),
+    ):
+        w = mg.ones(3, requires_grad=True)
+        opt = mg.optim.SGD([w], lr=0.5, momentum=0.5)
+
+        @mg.capture
+        def step(x: mg.Tensor, w: mg.Tensor = w, opt: mg.optim.SGD = opt) -> None:
+            opt.zero_grad()
+            (w * x).sum().backward()
+            opt.step()
+
+        for _ in range(3):
+            step(mg.ones(3))
+        before = w.tolist()
+        change(opt, w)
+        with pytest.raises(RuntimeError, match=r"other options or another state .*Make the step anew"):
+            step(mg.ones(3))
+        assert w.tolist() == before
+
+
 def test_a_loaded_state_dict_is_used() -> None:
     net = Net()
     x = batches(1)[0]

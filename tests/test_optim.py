@@ -165,6 +165,23 @@ def test_memory_out_of_order(make):
     assert weight.tolist() == ordered.tolist()
 
 
+@pytest.mark.parametrize("make", [optim.Adam, lambda ps: optim.SGD(ps, 0.1, momentum=0.9, dampening=0.5)])
+def test_parameters_that_have_made_different_numbers_of_steps(make):
+    """Each is corrected for its own."""
+
+    def stepped(optimizers, a, b):
+        for given in ("a", "a", "ab", "b", "ab"):
+            for name, p in (("a", a), ("b", b)):
+                p.grad = p.detach() ** 2 if name in given else None
+            for optimizer in optimizers:
+                optimizer.step()
+        return a.tolist(), b.tolist()
+
+    a, b = leaf(2), leaf(2)
+    c, d = leaf(2), leaf(2)
+    assert stepped([make([a, b])], a, b) == stepped([make([c]), make([d])], c, d)
+
+
 @pytest.mark.parametrize("state", [(None, None), ("a", None), (None, "b"), ("a", "b")])
 def test_serial_and_parallel_kernels_give_the_same_bits(state):
     rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from fresh import python
 from numba import prange
 
 import minigrad as mg
-from minigrad.kernels.cpu import _jit, _replay, graph
+from minigrad.kernels.cpu import _jit, graph
 from minigrad.kernels.cpu._jit import jit, listening
 from minigrad.kernels.cpu._replay import Replay, noted
 
@@ -161,9 +161,12 @@ def test_short_moves_may_overlap() -> None:
         assert x.tolist() == y.tolist()
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64, np.bool_])
-def test_moves_of_other_arrays_are_numpys(dtype: Any) -> None:
-    for x, value in ((np.zeros((3, 3), dtype).T, np.eye(3)), (np.zeros(3, dtype), 1.0), (np.zeros((2, 3)), np.ones(3))):
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64, np.bool_])
+def test_moves_of_any_arrays(dtype: Any) -> None:
+    for x, value in (
+        (np.zeros(3, dtype), np.arange(3).astype(dtype)), (np.zeros(3, dtype), 1.0), (np.zeros((2, 3)), np.ones(3)),
+        (np.zeros((3, 3), dtype).T, np.eye(3)), (np.zeros((3, 3), dtype), np.eye(3, dtype=dtype).T),
+    ):  # fmt: skip
         expected = np.array(x)
         expected[...] = value
         with listening():
@@ -220,6 +223,141 @@ def test_what_stays_and_what_does_not_mix(most: tuple[int, int], monkeypatch: py
             again = {name for text in comments for name in CALL.findall(text)}
             assert again >= (REPLAYED if most == (1 << 20, 1 << 16) and dtype == mg.float32 else set())
             assert again == set() or most[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factors"), [(mg.float32, (1e-30, 1e30, 1e30)), (mg.float64, (1e-30, 1.0, 1e-90, 1.0, 1e200))]
+)
+def test_weights_of_any_scale(dtype: Any, factors: Any) -> None:
+    """Of a float64 one whose σ has no fourth power the kernel reads the scale, and of a zero one W/σ is 0."""
+
+    def run(captured: bool) -> Any:
+        mg.manual_seed(0)
+        layer = mg.nn.utils.spectral_norm(mg.nn.Linear(3, 4, bias=False).to(dtype))
+        original = layer.parametrizations.weight.original
+        original.detach().copy_(mg.tensor(np.random.default_rng(0).standard_normal((4, 3)).astype(dtype)))
+
+        def fn(x: mg.Tensor, scale: mg.Tensor) -> mg.Tensor:
+            layer.zero_grad()
+            original.detach().copy_(original.detach() * scale)
+            out = layer(x)
+            out.sin().sum().backward()
+            return out
+
+        step = mg.capture(fn) if captured else fn
+        for factor in (1.0, 1.0, *factors, 0.0, 1.0):
+            out = step(mg.ones(2, 3, dtype=dtype), mg.tensor(factor, dtype=dtype))
+            yield out.tolist(), original.grad.tolist()
+
+    with np.errstate(under="ignore"):
+        expected = list(run(False))
+        assert list(run(True)) == expected
+    assert expected[-1] == ([[0.0] * 4] * 2, [[0.0] * 3] * 4)
+
+
+def test_parameters_of_two_dtypes_and_counts_have_numbers_of_their_own() -> None:
+    def run(captured: bool) -> Any:
+        a, b, c = mg.ones(3, requires_grad=True), mg.ones(3, dtype=mg.float64, requires_grad=True), mg.ones(2)
+        opt = mg.optim.Adam([a, b, c.requires_grad_()], lr=0.1)
+        c.grad = mg.ones(2)
+        opt.step()  # one step more than the others
+
+        def fn(x: mg.Tensor) -> None:
+            opt.zero_grad()
+            ((a * x).square().sum() + (b * b * b).sum().float() + c.square().sum()).backward()
+            opt.step()
+
+        step = mg.capture(fn) if captured else fn
+        for i in range(5):
+            opt.param_groups[0]["lr"] = 0.1 / (i + 1)
+            step(mg.full((3,), float(i)))
+        return a.tolist(), b.tolist(), c.tolist(), str(step)
+
+    *expected, _ = run(False)
+    *found, text = run(True)
+    assert found == expected
+    assert "# update" in text
+
+
+# Kernels that do more than to launch, or other things with memory -----------------------------------------------------
+
+
+def recorded(steps: Any) -> Any:
+    """What each run gives of a record of `steps(call)`, which calls kernels by `call(kernel, *args)`."""
+    recording = graph.Recording()
+    with recording.record():
+        results = steps(lambda kernel, *args: recording.call(kernel.__name__, kernel, args, {}))
+    recording.finish(results, [])
+    assert "replay" not in str(recording.text({}))
+    return lambda: [x.tolist() for x in recording.run()[0]]
+
+
+def plus(x: Any) -> Any:
+    out = np.empty_like(x)
+    _count.only(out, x)
+    return out
+
+
+def test_copies_and_second_launches_are_made_again() -> None:
+    def doubled(x: Any) -> Any:
+        return 2 * plus(x)
+
+    def of_a_copy(x: Any) -> Any:
+        return plus(2 * x)
+
+    def twice(x: Any) -> Any:
+        return plus(plus(x))
+
+    def twice_in_place(x: Any) -> Any:
+        out = plus(x)
+        _count.only(out, out)
+        return out
+
+    x = np.zeros(3)
+    for kernel, expected in ((doubled, 2), (of_a_copy, 1), (twice, 2), (twice_in_place, 2)):
+        x[:] = 0
+        run = recorded(lambda call, kernel=kernel: [call(kernel, x)])
+        assert run() == [[expected] * 3]
+        x[:] = 5
+        assert run() == [kernel(x).tolist()]
+
+
+def test_memory_that_does_not_stay_has_views() -> None:
+    """They are made in each step: what is written through one of them shows in the other."""
+    x = np.zeros(4)
+
+    def two(x: Any) -> Any:
+        return np.broadcast_to(x + 1, (2, 4)), x + 2
+
+    def first(x: Any) -> Any:
+        return x[:2]
+
+    def assign(x: Any, index: Any, value: Any) -> None:
+        x[index] = value
+
+    def steps(call: Any) -> Any:
+        wide, y = call(two, x)
+        call(assign, call(first, y), ..., 7.0)
+        return [wide, y]
+
+    run = recorded(steps)
+    for value in (1.0, 2.0):
+        x[:] = value
+        assert run() == [[[value + 1] * 4] * 2, [7.0, 7.0, value + 2, value + 2]]
+
+
+def test_constants_that_cannot_be_written_are_made_in_each_step() -> None:
+    x = np.zeros(3)
+
+    def ones() -> Any:
+        return np.broadcast_to(np.ones(1), (3,))[:]
+
+    def add(x: Any, y: Any) -> Any:
+        return x + y
+
+    run = recorded(lambda call: [call(add, x, call(ones))])
+    x[:] = 4
+    assert run() == [[5.0] * 3]
 
 
 def test_gradients_stay_where_they_are_and_results_do_not() -> None:
@@ -309,4 +447,3 @@ def test_names_of_replays_are_their_own() -> None:
     for replay in replays:
         replay()
     assert (x[0], y[0]) == (2, 1)
-    assert len({next(_replay._names) for _ in range(3)}) == 3

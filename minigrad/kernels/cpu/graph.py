@@ -131,15 +131,11 @@ class Recording:
 
     def _only(self, launches: list[Launch], args: Any, out: Any) -> list[Launch]:
         """The launch that is all that a kernel has done, if there is such a one, and its memory stays."""
-        if len(launches) != 1 or not all(map(self._stays, _arrays(args))) or any(map(self._is_number, args)):
+        if len(launches) != 1 or not all(map(self._stays, _arrays(args))):
             return []
         only = noted(launches)
         there = {id(x.memory()) for x in places(only)}
         return only if {id(memory_of(x)) for x in _arrays(out)} <= there else []  # else it has copied it after that
-
-    def _is_number(self, x: Any) -> bool:
-        """Is it one that a kernel has found?"""
-        return not isinstance(x, np.ndarray) and bool(self._known(x))
 
     def _add(self, name: str, words: list[str], out: Any, launches: list[Launch], ufunc: Any = None) -> None:
         call = f"{name}({', '.join(words)})"
@@ -149,7 +145,7 @@ class Recording:
         has_out = isinstance(ufunc, np.ufunc) and out.dtype != np.float16  # where the kernel does more
         varies = self._varies or bool(self._used & self._varying)
         most = math.inf if not varies else _STAYS if launches or has_out else _COPIED
-        stays = len(arrays) == len(outs) and (is_view or all(self._may_stay(x, most) for x in outs))
+        stays = is_view or all(self._may_stay(x, most) for x in outs)
         self._varies |= not stays
         made = [self._variable(x) for x in outs]
         text = runs = f"{', '.join(made)} = {call}" if made else call
