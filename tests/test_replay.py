@@ -322,6 +322,17 @@ def test_copies_and_second_launches_are_made_again() -> None:
         assert run() == [kernel(x).tolist()]
 
 
+def test_a_result_that_no_launch_has_written_is_made_again() -> None:
+    x = np.zeros(3)
+
+    def doubled(x: Any) -> Any:
+        _count.only(x, x)
+        return 2 * x
+
+    run = recorded(lambda call: [call(doubled, x)])
+    assert [run() for _ in range(2)] == [[[4.0] * 3], [[6.0] * 3]]
+
+
 def test_memory_that_does_not_stay_has_views() -> None:
     """They are made in each step: what is written through one of them shows in the other."""
     x = np.zeros(4)
