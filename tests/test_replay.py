@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import weakref
 from typing import Any
@@ -138,6 +139,35 @@ def test_a_replay_holds_memory_and_notes_do_not() -> None:
     assert gone() is None
     with pytest.raises(RuntimeError, match=r"let go of a tensor"):
         Replay(notes)
+
+
+def test_machine_code_goes_with_its_replay() -> None:
+    """Half a megabyte for each, were it left to Numba, which keeps all that it has made."""
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("memory is read from /proc, which this system has not")
+    code = """
+        import gc, os
+        import numpy as np
+        from minigrad.kernels.cpu import array
+        from minigrad.kernels.cpu._replay import Replay
+
+        def held():
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        def work(times):
+            for _ in range(times):
+                x, y = np.zeros(3), np.ones(3)
+                Replay([(array._move, (x, y))] * 40)()
+                assert x.sum() == 3
+
+        work(20)
+        before = held()
+        work(60)
+        print(held() - before)
+    """
+    assert int(python(code)) < 6 << 20
 
 
 def test_what_cannot_be_made_again_is_not_noted() -> None:
@@ -449,12 +479,3 @@ def test_a_forked_child_goes_on_with_a_captured_step() -> None:
         print(there == repr(step(x).item()), "replay" in str(step))
     """
     assert python(code).split() == ["True", "True"]
-
-
-def test_names_of_replays_are_their_own() -> None:
-    """Numba's engine knows functions by name."""
-    x, y = np.zeros(4), np.zeros(4)
-    replays = [Replay([(_count, (y, x))]), Replay([(_count, (x, y))])]
-    for replay in replays:
-        replay()
-    assert (x[0], y[0]) == (2, 1)

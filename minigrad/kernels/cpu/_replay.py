@@ -8,7 +8,6 @@ an address and some extents for each array. The function that calls the kernels 
 from __future__ import annotations
 
 import ctypes
-import itertools
 import math
 import weakref
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
@@ -76,7 +75,6 @@ def noted(launches: list[Launch]) -> list[Launch]:
 # Made again -----------------------------------------------------------------------------------------------------------
 
 _STATUS, _INTEGER = ir.IntType(32), ir.IntType(64)
-_names = (f"minigrad_replay_{i}" for i in itertools.count())
 
 
 class Replay:
@@ -104,11 +102,10 @@ class Replay:
     @global_compiler_lock  # type: ignore[untyped-decorator]
     def _make(self) -> None:
         """The function returns 0, or the number of the launch that failed, counted from 1."""
-        context, name = cpu_target.target_context, next(_names)
-        self._library = context.codegen().create_library(name)  # whose code it is, as are the variants
-        self._variants, self._is_parallel = [], False
-        module = self._library.create_ir_module(name)
-        builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(_STATUS, []), name).append_basic_block())
+        self._variants, self._is_parallel = [], False  # the variants hold the kernels' code
+        context, module = cpu_target.target_context, ir.Module()
+        module.triple = binding.get_process_triple()
+        builder = ir.IRBuilder(ir.Function(module, ir.FunctionType(_STATUS, []), "replay").append_basic_block())
         place = builder.alloca(_INTEGER, 2)  # for a pointer to nothing, and one to an exception
         for number, (kernel, args) in enumerate(self._launches, 1):
             is_parallel = kernel.is_parallel(args[0])
@@ -127,9 +124,10 @@ class Replay:
             with builder.if_then(builder.icmp_signed("!=", status, _STATUS(0)), likely=False):
                 builder.ret(_STATUS(number))
         builder.ret(_STATUS(0))
-        self._library.add_ir_module(module)
-        self._library.finalize()
-        self._function = ctypes.CFUNCTYPE(ctypes.c_int)(self._library.get_pointer_to_function(name))
+        machine = binding.Target.from_triple(module.triple).create_target_machine(opt=0)  # of calls there is no better
+        self._engine = binding.create_mcjit_compiler(binding.parse_assembly(str(module)), machine)  # holds our code
+        self._engine.finalize_object()
+        self._function = ctypes.CFUNCTYPE(ctypes.c_int)(self._engine.get_function_address("replay"))
         self._team = team()
 
 
