@@ -302,8 +302,8 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     call does, below what is made once.
 
     Arguments are copied into the step's own memory; what `fn` returned (tensors, alone or in tuples, lists and dicts)
-    is copied out of it, detached. Parameters, u and v, and the optimizer's state stay the same tensors. A gradient is
-    written where that of the call before was: clone() it to keep it.
+    is copied out of it, detached. Parameters, u and v, and the optimizer's state stay the same tensors. A gradient
+    may be written where that of the call before was: clone() it to keep it.
     Learning rates and other options of the optimizer, its step counts and the generators' offsets are read, and
     advanced, at every call.
 

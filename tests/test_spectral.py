@@ -152,6 +152,17 @@ def test_power_iteration_is_the_papers(shape, dim, order, dtype, tolerance, most
         assert sigma.item() == pytest.approx(spectral_sigma(mg.tensor(w), new_u, new_v, dim).item(), rel=tolerance)
 
 
+@pytest.mark.parametrize("order", ["uv", "vu"])
+def test_vectors_with_gaps_need_no_kernel_of_their_own(order):
+    w, u, v, _ = case((6, 5), 0, dtype=np.float32)
+    expected = kernels.power_iteration(w, u, v, 2, 1e-12, 0, order)
+    compiled = [len(kernel.serial.overloads) for kernel in (kernels._rows_first, kernels._columns_first)]
+    apart = [np.repeat(x, 2)[::2] for x in (u, v)]
+    for got, wanted in zip(kernels.power_iteration(w, *apart, 2, 1e-12, 0, order), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    assert [len(kernel.serial.overloads) for kernel in (kernels._rows_first, kernels._columns_first)] == compiled
+
+
 @pytest.mark.parametrize(("shape", "dim"), [((300, 700), 0), ((300, 700), 1), ((20, 90, 5, 5), 1), ((64, 4096), 0)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_serial_and_parallel_give_the_same_bits(shape, dim, dtype):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 READS = "reads values back to the host (item, numpy, to('cpu'), an `if`, a boolean mask, an SVD on a GPU)"
@@ -21,11 +24,20 @@ def let_go() -> NoReturn:
     )
 
 
-def other_optimizer() -> NoReturn:
+def other_optimizer(what: str) -> NoReturn:
     raise RuntimeError(
         "mg.capture: since the step was captured, the optimizer has got other parameters, other options or another "
-        "state (load_state_dict, add_param_group, to). Make the step anew."
+        f"state: {what}. Make the step anew."
     )
+
+
+def check_stepped(was: Sequence[Any], now: Sequence[Any]) -> None:
+    """Are the arrays that an optimizer steps (parameters, gradients, state or None) those that it was recorded with?"""
+    if len(was) == len(now) and not any(map(operator.is_not, was, now)):
+        return
+    old, new = next(pair for pair in itertools.zip_longest(was, now) if pair[0] is not pair[1])
+    old, new = ("none" if x is None else f"an array of shape {x.shape}" for x in (old, new))
+    other_optimizer(f"it stepped {len(was)} arrays, and now {len(now)}; {new} stands where {old} stood")
 
 
 def _who_asked() -> str:

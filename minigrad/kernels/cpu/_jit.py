@@ -188,7 +188,7 @@ def team() -> int:
 class _Heard(threading.local):
     """Per thread, while somebody listens: the launches that `Kernel.only` makes, and who takes an optimizer's steps."""
 
-    launches: list[tuple[Kernel, tuple[Any, ...]]] | None = None
+    launches: list[Launch] | None = None
     renumber: Callable[[Any], bool] | None = None  # of steps that were recorded, only the numbers change
 
 
@@ -196,9 +196,9 @@ heard = _Heard()
 
 
 @contextlib.contextmanager
-def listening(renumber: Callable[[Any], bool] | None = None) -> Iterator[list[tuple[Kernel, tuple[Any, ...]]]]:
+def listening(renumber: Callable[[Any], bool] | None = None) -> Iterator[list[Launch]]:
     """Hear of each launch that is made by `Kernel.only`."""
-    launches: list[tuple[Kernel, tuple[Any, ...]]] = []
+    launches: list[Launch] = []
     heard.launches, heard.renumber = launches, renumber
     try:
         yield launches
@@ -263,11 +263,14 @@ class Kernel:
     def only(self, *args: Any) -> None:
         """A launch that is all its caller does with the contents of arrays: made again, it does the same again.
 
-        No number among the arguments comes from an array, and none of the arrays needs to be filled before.
+        No number among the arguments comes from an array, and the caller prepares none of the arrays.
         """
         if heard.launches is not None:
             heard.launches.append((self, args))
         self(*args)
+
+
+Launch = tuple[Kernel, tuple[Any, ...]]  # and its arguments
 
 
 @functools.cache

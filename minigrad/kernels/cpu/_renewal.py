@@ -6,15 +6,14 @@ are made again as they were.
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minigrad.kernels.cpu._jit import listening
-from minigrad.kernels.cpu._replay import Launch, noted
+from minigrad.kernels.cpu._jit import Launch, listening
+from minigrad.kernels.cpu._replay import noted
 from minigrad.kernels.cpu.array import Array
-from minigrad.kernels.recording import other_optimizer
+from minigrad.kernels.recording import check_stepped
 
 
 class Renewal:
@@ -48,8 +47,7 @@ class Renewal:
 
     def _take(self, steps: Sequence[Any]) -> bool:
         arrays = [x for _, xs, _ in steps for x in xs]
-        if len(arrays) != len(self._arrays) or any(map(operator.is_not, arrays, self._arrays)):
-            other_optimizer()
+        check_stepped(self._arrays, arrays)
         last = None
         for slot, (*_, numbers) in zip(self._slots, steps, strict=True):
             if slot is not last:  # most parameters share them

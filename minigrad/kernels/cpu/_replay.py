@@ -21,11 +21,9 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 
 from minigrad._interrupt import deferred
-from minigrad.kernels.cpu._jit import Kernel, in_turn, team
+from minigrad.kernels.cpu._jit import Launch, in_turn, team
 from minigrad.kernels.cpu.array import Array
 from minigrad.kernels.recording import let_go
-
-Launch = tuple[Kernel, tuple[Any, ...]]
 
 
 def memory_of(x: Array) -> Array:

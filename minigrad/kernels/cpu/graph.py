@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cpu._jit import listening
+from minigrad.kernels.cpu._jit import Launch, listening
 from minigrad.kernels.cpu._renewal import Renewal
-from minigrad.kernels.cpu._replay import Launch, Replay, memory_of, noted, places
+from minigrad.kernels.cpu._replay import Replay, memory_of, noted, places
 from minigrad.kernels.cpu.array import Array
 from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
 

@@ -239,7 +239,7 @@ def power_iteration(
 ) -> tuple[Array, Array, Array]:
     """New u and v after some sweeps, and σ = uᵀMv at them."""
     new_u, new_v, sigma = np.empty_like(u), np.empty_like(v), np.empty((), u.dtype)
-    matrix, rows, columns, exchanged = _arranged(w, dim, u, v)
+    matrix, rows, columns, exchanged = _arranged(w, dim, np.ascontiguousarray(u), np.ascontiguousarray(v))
     new_rows, new_columns = (new_v, new_u) if exchanged else (new_u, new_v)
     sweep = _columns_first if (order == "uv") == exchanged else _rows_first
     launch = sweep if matrix.dtype == np.float64 else sweep.only

@@ -21,7 +21,7 @@ from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import SIMULATED
 from minigrad.kernels.cuda._stream import copy_in, handle, here
 from minigrad.kernels.cuda.array import Array, copy
-from minigrad.kernels.recording import let_go, other_optimizer, refuse
+from minigrad.kernels.recording import check_stepped, let_go, other_optimizer, refuse
 
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _LETTER = 1 << 15  # bytes; up to twice as many are copied without waiting for the device
@@ -175,20 +175,18 @@ class _Renewal:
         self._write, self._updates = recording.write, iter(updates)
 
     def renumber(self, steps: Any) -> bool:
-        arrays, kinds = next(self._updates, (None, ()))
-        given = [x for _, xs, _ in steps for x in xs]
-        if arrays is None or list(map(id, given)) != [id(x) for xs in arrays for x in xs]:
-            other_optimizer()
+        arrays, kinds = next(self._updates, ([], ()))
+        check_stepped([x for xs in arrays for x in xs], [x for _, xs, _ in steps for x in xs])
         for members, slot in kinds:
             numbers = {steps[i][2] for i in members}
             if len(numbers) > 1:
-                other_optimizer()
+                other_optimizer(f"{len(numbers)} learning rates or counts of steps where there was one")
             given_now = numbers.pop()
             self._write(slot, given_now + (0.0,) * (slot.size - len(given_now)))
         return True
 
     def add(self, *launch: Any) -> None:
-        other_optimizer()
+        other_optimizer("it launches a kernel that it did not launch, or holds memory that it did not hold")
 
     hold = refuse = add
 
