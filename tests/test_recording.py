@@ -260,6 +260,37 @@ def test_gradients_stay_where_they_are_and_results_do_not() -> None:
     assert gradients[4].tolist() == [[10.0] * 3] * 3
 
 
+def test_large_results_are_made_anew_instead_of_copied() -> None:
+    """And so are views of them, while what is no result stays. A gradient that is returned is a result."""
+    size = graph._COPIED // 4 + 1
+
+    def run(captured: bool) -> Any:
+        w = mg.tensor(np.arange(size, dtype=np.float32) % 7 - 3).requires_grad_()
+        small = mg.ones(3, requires_grad=True)
+        opt = mg.optim.SGD([w, small], lr=0.1, momentum=0.9)
+
+        def fn(x: mg.Tensor) -> Any:
+            opt.zero_grad()
+            y = mg.nn.functional.leaky_relu(w * x, 0.1)
+            view = y.view(-1, 1)
+            loss = (mg.nn.functional.leaky_relu(view, 0.2).sum() + (small * x).sum()).square()
+            loss.backward()
+            opt.step()
+            return view, loss, w.grad, small.grad
+
+        step = mg.capture(fn) if captured else fn
+        outs = [step(mg.tensor(float(i))) for i in range(1, 6)]
+        return [[x.detach().numpy().tolist() for x in out] for out in (*outs, (w, small))], step
+
+    expected, _ = run(False)
+    made, step = run(True)
+    assert made == expected
+    assert step._recording._borrowed == [False, True, False, True]
+    anew = re.findall(r"^    (v\d+) = leaky_relu", str(step), re.MULTILINE)
+    assert len(anew) == 4 and not step._recording._constants.keys() & anew
+    assert re.search(r"# v\d+ = sum", str(step))
+
+
 @pytest.mark.parametrize("layer", ["omp", "workqueue"])
 def test_steps_of_two_threads_at_once(layer: str) -> None:
     """Each its own, with parallel kernels, which take turns: the workqueue layer would abort the process."""

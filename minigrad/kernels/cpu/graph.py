@@ -39,8 +39,8 @@ _REFUSED = {
     "to_host": READS, "has_nan": READS, "from_host": COPIES, "flat_places": COPIES,
     "dlpack": GIVES, "from_dlpack": TAKES,
 }  # fmt: skip
-#: Bytes of memory that a step keeps for a result that is made there, and for one that must be copied there. Larger ones
-#: take turns; the time of Python does not show with them.
+#: Bytes of memory that a step keeps for a result that is made there, and for one that is copied, to there or to those
+#: who get it. Larger ones take turns; the time of Python does not show with them.
 _STAYS, _COPIED = 1 << 20, 1 << 16
 _WRITERS = {"assign", "sgd", "adam", "rmsprop"}
 
@@ -65,6 +65,7 @@ class _Line:
     varies: bool  # by itself: it was given more than constants, or what it makes is written over
     runs: str  # how the function says it; nothing, if it need not be said
     launches: list[Launch]  # that do the same
+    renewal: Renewal | None  # and need new numbers before they do
 
 
 class Recording:
@@ -83,7 +84,6 @@ class Recording:
         self._used: set[str] = set()  # of the line that is being written
         self._varies = False
         self._varying: set[str] = set()  # variables
-        self._renewals: list[Renewal] = []
         self._replays = itertools.count()
 
     # While it is being recorded ------------------------------------------------------------------------------------
@@ -120,14 +120,11 @@ class Recording:
         launches = renewal.record()
         self._updating = False
         words = list(map(self._word, gradients))
-        if launches and all(map(self._stays, gradients)):
-            self._renewals.append(renewal)
-        else:
-            launches = []
         name = f"update{len(self._lines)}"
         self._constants[name] = update
         self._varies = True
-        self._add(name, words, None, launches)
+        self._add(name, words, None, launches if all(map(self._stays, gradients)) else [])
+        self._lines[-1].renewal = renewal
 
     def _only(self, launches: list[Launch], args: Any, out: Any) -> list[Launch]:
         """The launch that is all that a kernel has done, if there is such a one, and its memory stays."""
@@ -160,7 +157,7 @@ class Recording:
         memory = [weakref.ref(memory_of(x)) for x in arrays]
         self._memory |= {id(memory_of(x)): (reference, stays) for x, reference in zip(arrays, memory, strict=True)}
         runs, launches = "" if is_view else runs, launches if stays else []
-        self._lines.append(_Line(text, made, self._used, memory, self._varies, runs, launches))
+        self._lines.append(_Line(text, made, self._used, memory, self._varies, runs, launches, None))
         self._used, self._varies = set(), False
 
     def _stays(self, x: Any, unknown: bool = False) -> bool:
@@ -224,6 +221,7 @@ class Recording:
         """All is written down: make the function whose runs return such results and gradients."""
         for x in (*results, *gradients):  # theirs who get them
             self._is_written(x)
+        self._give_away({id(memory_of(x)) for x in results if memory_of(x).nbytes > _COPIED})
         self._borrowed = [self._stays(x) or not self._known(memory_of(x)) for x in results]
         ends = [*map(self._word, results), *map(self._word, gradients)]
         for name, reference in self._outside.items():
@@ -231,6 +229,7 @@ class Recording:
             if array is None:
                 let_go()
             self._constants[name] = array
+        self._renewals = [line.renewal for line in self._lines if line.renewal and line.launches]
         for renewal in self._renewals:
             renewal.hold()
         self._constants.update(self._staying)
@@ -251,8 +250,26 @@ class Recording:
         function = "\n".join(["def step():", *reversed(lines)])
         exec(compile(function, "<captured step>", "exec"), self._constants)
         self._text, self._step = "\n".join([*once, function]), self._constants.pop("step")
+        if any(line.runs and not line.launches for line in each):  # replays are silent by themselves
+            self._step = np.errstate(all="ignore")(self._step)
         self._lines, self._names, self._written, self._memory, self._staying = [], {}, [], {}, {}
         return self._own(results), gradients
+
+    def _give_away(self, memory: set[int]) -> None:
+        """This shall not stay: to make it anew in each step takes less time than to copy it."""
+        gone = set[str]()
+        for line in self._lines:
+            made = {id(x): x.nbytes for reference in line.memory if (x := reference()) is not None}
+            if line.used & gone and line.launches:  # the kernel will be called, and makes results of its own
+                memory |= {i for i, size in made.items() if size > _COPIED}
+                line.launches = []
+            if made.keys() & memory:
+                memory |= made.keys()
+                self._memory |= {id(x()): (x, False) for x in line.memory}
+                line.runs, line.launches = line.text, []
+                gone.update(line.made)
+        for name in gone & self._staying.keys():
+            del self._staying[name]
 
     def _pieces(self, lines: list[_Line]) -> Iterator[tuple[str, set[str]]]:
         """What the function says, and the variables in it. Launches in a row are one replay: comments say of what."""
@@ -291,7 +308,6 @@ class Recording:
         for renewal in self._renewals:
             renewal.renew()
 
-    @np.errstate(all="ignore")
     def run(self) -> Made:
         """One step."""
         made = self._step()
