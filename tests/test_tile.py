@@ -39,22 +39,26 @@ DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 @DTYPES
 @settings(max_examples=30, deadline=None)
-@given(depth=st.integers(0, 70), narrow=st.booleans(), seed=st.integers(0, 99))
-def test_a_tile(dtype: type, depth: int, narrow: bool, seed: int) -> None:
-    """Any depth, rows in any place, arrays that begin anywhere; a narrow tile leaves the second vector as it is."""
+@given(depth=st.integers(0, 70), narrow=st.booleans(), add=st.booleans(), seed=st.integers(0, 99))
+def test_a_tile(dtype: type, depth: int, narrow: bool, add: bool, seed: int) -> None:
+    """Any depth, rows in any place, arrays that begin anywhere, lines of any length around the tile.
+
+    A narrow tile leaves the second vector as it is.
+    """
     rng = np.random.default_rng(seed)
     height, width = _tile.shape(8 * dtype().itemsize)
     a = rng.standard_normal(500).astype(dtype)[rng.integers(16) :]
-    b, before = rng.standard_normal((depth, width)).astype(dtype), rng.standard_normal((height + 1, width))
-    rows, columns, out = rng.integers(200, size=height), rng.integers(200, size=depth), before.astype(dtype)
-    (narrow_tile if narrow else tile)(out[1:], a, rows, columns, b)
-    left = a.astype(np.float64)[rows[:, None] + columns]
-    expected, bound = before.astype(dtype).astype(np.float64), np.abs(before)
-    used = width // 2 if narrow else width
-    expected[1:, :used] += (left @ b)[:, :used]
-    bound[1:] += np.abs(left) @ np.abs(b)
-    assert (np.abs(out - expected) <= 70 * np.finfo(dtype).eps * bound).all()
-    assert (out[0] == expected[0]).all() and (out[:, used:] == expected[:, used:]).all()
+    b, left_of, right_of = rng.standard_normal((depth, width)).astype(dtype), *rng.integers(20, size=2)
+    out = rng.standard_normal((height + 2, left_of + width + right_of)).astype(dtype)
+    rows, columns = rng.integers(200, size=height), rng.integers(200, size=depth)
+    here = slice(1, -1), slice(left_of, left_of + (width // 2 if narrow else width))
+    left, expected = a.astype(np.float64)[rows[:, None] + columns], out.astype(np.float64)
+    bound = np.abs(expected[here]) + (np.abs(left) @ np.abs(b))[:, : here[1].stop - left_of]
+    expected[here] = add * expected[here] + (left @ b)[:, : here[1].stop - left_of]
+    (narrow_tile if narrow else tile)(out[1:, left_of:], a, rows, columns, b, add)
+    assert (np.abs(out[here] - expected[here]) <= 70 * np.finfo(dtype).eps * bound).all()
+    out[here] = expected[here]
+    assert (out == expected.astype(dtype)).all()
 
 
 @DTYPES
@@ -64,10 +68,11 @@ def test_the_plain_loops_are_the_definition(dtype: type) -> None:
     side = width // 2
     numbers = rng.integers(-4, 5, size=600).astype(dtype)  # sums of whole numbers are exact in any order
     rows, columns, b = rng.integers(200, size=height), rng.integers(200, size=9), numbers[: 9 * width].reshape(9, width)
-    ours, plain = np.ones((2, height, width), dtype)
-    tile(ours, numbers, rows, columns, b)
-    _tile.plain_tile(plain, numbers, rows, columns, b)
-    assert (ours == plain).all() and np.ptp(plain) > 0
+    for add in (True, False):
+        ours, plain = np.ones((2, height, width), dtype)
+        tile(ours, numbers, rows, columns, b, add)
+        _tile.plain_tile(plain, numbers, rows, columns, b, add)
+        assert (ours == plain).all() and np.ptp(plain) > 0
     ours, plain = np.zeros((2, 17 * side), dtype)
     places, starts = rng.permutation(16)[:side] * side + 3, rng.integers(200, size=side)
     turn(ours, places, numbers, starts, side)
@@ -79,7 +84,7 @@ def test_nothing_is_lost_beside_nan_and_infinity() -> None:
     height, width = _tile.shape(32)
     a, b, out = np.ones(height, np.float32), np.ones((1, width), np.float32), np.zeros((height, width), np.float32)
     a[1], b[0, 3] = np.nan, np.inf
-    tile(out, a, np.arange(height), np.zeros(1, np.int64), b)
+    tile(out, a, np.arange(height), np.zeros(1, np.int64), b, True)
     assert np.isnan(out[1]).all() and np.isinf(np.delete(out, 1, 0)[:, 3]).all()
     assert (np.delete(np.delete(out, 1, 0), 3, 1) == 1).all()
 

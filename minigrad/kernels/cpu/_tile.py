@@ -39,14 +39,17 @@ def shape(bits: int) -> tuple[int, int]:
     return 8 if registers == 32 else 6, 2 * width // bits
 
 
-def plain_tile(out: Any, a: Any, rows: Any, depth: Any, b: Any) -> None:
-    """out[i, j] += Σ_k a[rows[i] + depth[k]] · b[k, j], over a tile's rows i and columns j."""
+def plain_tile(out: Any, a: Any, rows: Any, depth: Any, b: Any, add: bool) -> None:
+    """out[i, j] = Σ_k a[rows[i] + depth[k]] · b[k, j], or += if `add`, over a tile's rows i and columns j.
+
+    The lines of `out` may be longer than a tile's; the numbers of a line lie side by side.
+    """
     for i in range(rows.size):
         for j in range(b.shape[1]):
             total = a.dtype.type(0)
             for k in range(depth.size):
                 total += a[rows[i] + depth[k]] * b[k, j]
-            out[i, j] += total
+            out[i, j] = out[i, j] + total if add else total
 
 
 def plain_turn(out: Any, places: Any, x: Any, rows: Any, width: int) -> None:
@@ -116,22 +119,27 @@ def _tile(count: int) -> Any:
         starts = [builder.gep(a.data, [_number(builder, rows, i)]) for i in range(vectors.rows)]
         every = [(i, j) for i in range(vectors.rows) for j in range(count)]
         sums = {at: cgutils.alloca_once_value(builder, vectors.zero) for at in every}
-        pitch = ir.Constant(_INDEX, 2 * vectors.width)
+        columns = ir.Constant(_INDEX, 2 * vectors.width)
         with cgutils.for_range(builder, builder.extract_value(depth.shape, 0), intp=_INDEX) as loop:
-            offset, row = _number(builder, depth, loop.index), builder.gep(b.data, [builder.mul(loop.index, pitch)])
+            offset, row = _number(builder, depth, loop.index), builder.gep(b.data, [builder.mul(loop.index, columns)])
             right = [vectors.load(row, j * vectors.width) for j in range(count)]
             for i, start in enumerate(starts):
                 left = vectors.fill(builder.load(builder.gep(start, [offset])))
                 for j in range(count):
                     total = builder.call(vectors.fma, [left, right[j], builder.load(sums[i, j])])
                     builder.store(total, sums[i, j])
+        pitch = builder.sdiv(builder.extract_value(out.strides, 0), ir.Constant(_INDEX, vectors.bytes))
+        lines = [builder.gep(out.data, [builder.mul(ir.Constant(_INDEX, i), pitch)]) for i in range(vectors.rows)]
+        with builder.if_then(values[5]):
+            for i, j in every:
+                before = vectors.load(lines[i], j * vectors.width)
+                builder.store(builder.fadd(before, builder.load(sums[i, j])), sums[i, j])
         for i, j in every:
-            at = (2 * i + j) * vectors.width
-            vectors.store(builder.fadd(vectors.load(out.data, at), builder.load(sums[i, j])), out.data, at)
+            vectors.store(builder.load(sums[i, j]), lines[i], j * vectors.width)
         return context.get_dummy_value()
 
-    def tile(context: Any, out: Any, a: Any, rows: Any, depth: Any, b: Any) -> Any:
-        return types.void(out, a, rows, depth, b), codegen
+    def tile(context: Any, out: Any, a: Any, rows: Any, depth: Any, b: Any, add: Any) -> Any:
+        return types.void(out, a, rows, depth, b, types.boolean), codegen
 
     return intrinsic(tile)
 

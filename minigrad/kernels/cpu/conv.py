@@ -93,9 +93,9 @@ def _multiply(
                 steps, right = columns[parts[part, 2] : parts[part, 3]], panels[panel, parts[part, 2] :]
                 for i in range(parts[part, 0], parts[part, 1]):
                     if 2 * (filters - start) > width:
-                        _tile.tile(sums[i * height :], left, rows[i], steps, right)
+                        _tile.tile(sums[i * height :], left, rows[i], steps, right, True)
                     else:
-                        _tile.narrow_tile(sums[i * height :], left, rows[i], steps, right)
+                        _tile.narrow_tile(sums[i * height :], left, rows[i], steps, right, True)
             for n in range(first, min(first + together, count)):
                 made = out[n, group * filters + start : group * filters + min(start + width, filters)]
                 _channels_first(product, place[n - first], made, planes[1])
@@ -131,12 +131,11 @@ def _correlate(
                 for i in range(tiles * thread // threads, tiles * (thread + 1) // threads):
                     panel, t = i // len(rows), i % len(rows)
                     left = images[panel // each * channels :]
-                    if first == k == 0:
-                        products[panel, t * height : (t + 1) * height] = 0
+                    add = first > 0 or k > 0
                     if 2 * (filters - panel % each * width) > width:
-                        _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
+                        _tile.tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:], add)
                     else:
-                        _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:])
+                        _tile.narrow_tile(products[panel, t * height :], left, rows[t], steps, panels[panel, k:], add)
     for i in prange(len(panels)):
         start = np.int64(i) // each * filters + np.int64(i) % each * width
         some = out[start : min(start + width, (np.int64(i) // each + 1) * filters)]

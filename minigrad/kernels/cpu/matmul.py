@@ -16,7 +16,7 @@ from numba import prange
 
 from minigrad.kernels.cpu import _math, _scratch, _tile
 from minigrad.kernels.cpu._jit import helper, jit, num_threads
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, cast
 
 Extents = tuple[int, ...]
 
@@ -91,8 +91,9 @@ def _multiply(
     """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of x, and of y, may lie transposed.
 
     Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x, the rows that a tile reads are laid side by
-    side first. Each thread has panels of y, as wide as a tile, and the sums of some tiles one below the other, a
-    block. Rows and columns that only fill up a tile hold anything, and are not copied out.
+    side first. Each thread has panels of y, as wide as a tile, and works on some tiles one below the other, a block: in
+    `out` if they are whole ones, else beside it. Rows and columns that only fill up a tile hold anything, and are not
+    copied out.
     """
     _, m, n = out.shape
     depth = x.shape[1] if x_turned else x.shape[2]
@@ -115,17 +116,18 @@ def _multiply(
         last[i] = min(i, (m - 1) % height) * row  # rows that are not there are some that are
     made, tasks = out.reshape(-1), len(out) * each * blocks
     for thread in prange(threads):
-        sums, tall = products[thread], products[thread].reshape(-1)
+        beside = products[thread].reshape(-1)
         begin, end, last_filled = tasks * thread // threads, tasks * (thread + 1) // threads, -1
         for task in range(begin, end):
             place, top = task // blocks, task % blocks * block
             b, first = place // each, place % each * width
             columns, here = min(width, n - first), min(block, m - top)
-            for i in range(here):
-                if bias.size:
-                    _line(tall, i * width, bias, first, columns, width)
-                else:
-                    sums[i] = 0
+            in_place = columns == width and here % height == 0
+            sums = out[b, top:, first:] if in_place else products[thread]
+            flat, at, pitch = (made, (b * m + top) * n + first, n) if in_place else (beside, 0, width)
+            if bias.size:
+                for i in range(here):
+                    _line(flat, at + i * pitch, bias, first, columns, width)
             for low in range(0, depth, kept):
                 high = min(low + kept, depth)
                 if kept < depth or place > last_filled:
@@ -134,16 +136,17 @@ def _multiply(
                     _fill(panels[thread, :some], y[y_of[b]], first, low, high, y_turned, places, lines)
                 panel = panels[thread, place - first_filled]
                 for start in range(low, high, _STEPS):
-                    part, right = steps[: high - start], panel[start - low :]
+                    part, right, add = steps[: high - start], panel[start - low :], start > 0 or bias.size > 0
                     for i in range(0, here, height):
                         left = given[x_of[b] * matrix + (top + i) // height * strip + start * step :]
                         rows = whole if top + i + height <= m else last
                         if 2 * columns > width:
-                            _tile.tile(sums[i:], left, rows, part, right)
+                            _tile.tile(sums[i:], left, rows, part, right, add)
                         else:
-                            _tile.narrow_tile(sums[i:], left, rows, part, right)
-            for i in range(here):
-                _line(made, (b * m + top + i) * n + first, tall, i * width, columns, width)
+                            _tile.narrow_tile(sums[i:], left, rows, part, right, add)
+            if not in_place:
+                for i in range(here):
+                    _line(made, (b * m + top + i) * n + first, beside, i * width, columns, width)
 
 
 @jit()
@@ -196,6 +199,14 @@ def _vector(x: Array) -> Array:
     return x.reshape(-1) if x.flags.writeable else x.flatten()
 
 
+@np.errstate(all="ignore")
+def _by_numpy(x: Array, y: Array, bias: Array | None) -> Array:
+    out = np.multiply(x, y, order="C") if x.shape[-1] == 1 else np.matmul(x, y)
+    if bias is not None:
+        out += bias
+    return np.asarray(out)
+
+
 def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     """x y + bias, for (…, m, k) and (…, k, n)."""
     (m, k), n = x.shape[-2:], y.shape[-1]
@@ -203,10 +214,7 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     if alone and (min(m, n) == 1 or (k == 1 and bias is None)) and x.ndim == y.ndim == 2 and x.dtype in _NO_BIAS:
         return _with_vector(x, y, bias)
     if k == 1 or alone or x.dtype not in _NO_BIAS:  # whole numbers have no BLAS: NumPy multiplies them on one thread
-        out = np.multiply(x, y, order="C") if k == 1 else np.matmul(x, y)
-        if bias is not None:
-            out += bias
-        return np.asarray(out)
+        return _by_numpy(x, y, bias)
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:  # one matrix, and rows of all batches
         return _product(x.reshape(-1, k), y, bias).reshape(*x.shape[:-1], n)
     batch, x_of, y_of = _batch(x.shape[:-2], y.shape[:-2])
@@ -239,19 +247,17 @@ def _batch(x: Extents, y: Extents) -> tuple[Extents, Array, Array]:
     return batch, x_of.reshape(-1), y_of.reshape(-1)
 
 
-@np.errstate(all="ignore")
 def matmul(x: Array, y: Array) -> Array:
     """Batched product of matrices (…, m, k) and (…, k, n); float16 is multiplied in float32 and rounded once."""
     if x.dtype == np.float16:
-        return _product(x.astype(np.float32), y.astype(np.float32)).astype(np.float16)
+        return cast(_product(x.astype(np.float32), y.astype(np.float32)), np.float16)
     return _product(x, y)
 
 
-@np.errstate(all="ignore")
 def linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """x weightᵀ + bias for x (…, in), weight (out, in), bias (out)."""
     if x.dtype == np.float16:
         wide = None if bias is None else bias.astype(np.float32)
-        return linear(x.astype(np.float32), weight.astype(np.float32), wide).astype(np.float16)
+        return cast(linear(x.astype(np.float32), weight.astype(np.float32), wide), np.float16)
     out = _product(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), weight.T, bias)
     return out.reshape(*x.shape[:-1], weight.shape[0])
