@@ -222,8 +222,9 @@ class Recording:
         for x in (*results, *gradients):  # theirs who get them
             self._is_written(x)
         self._give_away({id(memory_of(x)) for x in results if memory_of(x).nbytes > _COPIED})
-        self._borrowed = [self._stays(x) or not self._known(memory_of(x)) for x in results]
-        ends = [*map(self._word, results), *map(self._word, gradients)]
+        borrowed = [self._stays(x) or not self._known(memory_of(x)) for x in results]
+        names, left = list(map(self._word, results)), list(map(self._word, gradients))
+        own = [f"{name}.copy()" if needed else name for name, needed in zip(names, borrowed, strict=True)]
         for name, reference in self._outside.items():
             array = reference()
             if array is None:
@@ -240,7 +241,7 @@ class Recording:
             else:
                 once.append(line.text)
                 fixed.update(line.made)
-        kept, lines = set(ends), [f"    return {_tuple(ends)}"]
+        kept, lines = {*names, *left}, [f"    return {_tuple(own)}, {_tuple(left)}"]
         for runs, used in reversed(list(self._pieces(each))):
             used -= self._staying.keys()
             if gone := ", ".join(sorted(used - kept)):  # no later line has them
@@ -253,7 +254,7 @@ class Recording:
         if any(line.runs and not line.launches for line in each):  # replays are silent by themselves
             self._step = np.errstate(all="ignore")(self._step)
         self._lines, self._names, self._written, self._memory, self._staying = [], {}, [], {}, {}
-        return self._own(results), gradients
+        return [x.copy() if needed else x for x, needed in zip(results, borrowed, strict=True)], gradients
 
     def _give_away(self, memory: set[int]) -> None:
         """This shall not stay: to make it anew in each step takes less time than to copy it."""
@@ -285,10 +286,6 @@ class Recording:
             else:
                 yield from ((line.runs, line.used) for line in group)
 
-    def _own(self, results: Sequence[Array]) -> list[Array]:
-        """In memory that is nobody else's."""
-        return [x.copy() if borrowed else x for x, borrowed in zip(results, self._borrowed, strict=True)]
-
     def text(self, names: dict[int, str]) -> str:
         """The function, below what its arrays are; `names`: id of an array -> what it is called elsewhere."""
         arrays = [(name, x) for name, x in self._constants.items() if name in self._outside]
@@ -310,9 +307,8 @@ class Recording:
 
     def run(self) -> Made:
         """One step."""
-        made = self._step()
-        results = len(self._borrowed)
-        return self._own(made[:results]), made[results:]
+        made: Made = self._step()
+        return made
 
 
 class _Kernels:
