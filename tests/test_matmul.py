@@ -211,3 +211,21 @@ def test_a_large_product_wakes_no_thread_of_blas(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(np, "matmul", lambda *_: pytest.fail("BLAS was asked"))
     assert (x @ y).tolist() == [[64.0] * 64] * 65
     assert mg.linear(mg.ones(2, 9216), mg.ones(1, 9216), mg.ones(1)).tolist() == [[9217.0]] * 2
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 1, 5), (3, 4, 1), (1, 4, 5), (90, 70, 80)])
+def test_infinity_and_nan_are_values_and_no_warnings(dtype: Any, shape: Any) -> None:
+    """For BLAS, plain loops and tiles, beside sums that overflow in this dtype."""
+    m, k, n = shape
+    x, y, bias = np.ones((m, k), dtype), np.ones((k, n), dtype), np.ones(n, dtype)
+    x[0], y[:, -1] = np.finfo(dtype).max, -np.finfo(dtype).max
+    x[-1, -1] = np.nan
+    with np.errstate(all="ignore"):
+        wide = x.astype(np.float64) @ y.astype(np.float64)
+        expected = wide.astype(dtype), (wide + 1).astype(dtype)
+    for made, wanted in zip((kernel.matmul(x, y), kernel.linear(x, y.T, bias)), expected, strict=True):
+        assert made.dtype == dtype
+        np.testing.assert_array_equal(np.isnan(made), np.isnan(wanted))
+        np.testing.assert_array_equal(np.isposinf(made), np.isposinf(wanted))
+        np.testing.assert_array_equal(np.isneginf(made), np.isneginf(wanted))
