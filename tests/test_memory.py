@@ -141,26 +141,29 @@ def test_gradients_do_not_alias_what_rules_and_hooks_hold() -> None:
 # The C library's allocator -------------------------------------------------------------------------------------------
 
 FAULTS = """
-import resource
+import resource, sys
 import minigrad as mg
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-x = mg.ones(1 << 20)
+size = int(sys.argv[1])
+x = mg.ones(size)
 for repeat in range(3):
     before = faults()
     for _ in range(8):
         y = x + x; z = y + x; w = z + y; del y, z, w
-print(faults() - before, 8 * 3 * 1024)
+print(faults() - before, 8 * 3 * size // 1024)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
-@pytest.mark.parametrize("chosen", ["", "131072"])
-def test_freed_memory_is_used_again(chosen: str) -> None:
-    """Without it every one of the pages would be fetched anew; the C library's own variable switches it off."""
-    environment = os.environ | ({"MALLOC_TRIM_THRESHOLD_": chosen} if chosen else {})
-    made = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=environment)
+@pytest.mark.parametrize("size", [1 << 20, 10 << 20])  # blocks above 32 MiB are mapped, each for itself, by default
+@pytest.mark.parametrize("chosen", ["", "MMAP_THRESHOLD", "TRIM_THRESHOLD"])
+def test_freed_memory_is_used_again(size: int, chosen: str) -> None:
+    """Without it every one of the pages would be fetched anew; the C library's own variables switch it off."""
+    environment = os.environ | ({f"MALLOC_{chosen}_": "131072"} if chosen else {}) | {"NUMPY_MADVISE_HUGEPAGE": "0"}
+    command = [sys.executable, "-c", FAULTS, str(size)]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     found, pages = map(int, made.stdout.split())
     assert found > pages / 8 if chosen else found < pages / 100
