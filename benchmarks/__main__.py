@@ -56,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.error(f"--threads: expected a number in [1, {os.cpu_count()}]; got {arguments.threads}")
         limit(arguments.threads)
 
-    from benchmarks import suite
-    from benchmarks.timer import QUICK, Pace, wall_clock
+    from benchmarks import apart, suite
+    from benchmarks.timer import QUICK, Pace
 
     names = arguments.peers.split(",") if arguments.peers is not None else list(suite.SIDES)
     if unknown := set(names) - {"", *suite.SIDES}:
         options.error(f"--peers: there is {', '.join(suite.SIDES)}; got {', '.join(sorted(unknown))}")
-    sides, missing = suite.installed(names)
+    sides, missing = apart.installed(names, arguments.quick)
     pace = QUICK if arguments.quick else Pace()
-    return conduct(arguments, destination(arguments, "cpu"), sides, missing, pace, wall_clock)
+    return conduct(arguments, destination(arguments, "cpu"), sides, missing, pace, apart.their_clocks)
 
 
 def conduct(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.work import (
     Adam,
     Array,
@@ -20,7 +21,6 @@ from benchmarks.work import (
     Running,
     Several,
     Training,
-    Work,
     normal,
     random,
 )  # fmt: skip
@@ -69,12 +69,12 @@ class Library:
         module.load_state_dict({name: self.root.tensor(array) for name, array in state(build, dtype).items()})
         return module.to(self.device)
 
-    def start(self, work: Work) -> Running:
+    def start(self, case: Case) -> Running:
         """Begin a piece of work. LeftOut: not here."""
         kinds: dict[Any, Any] = {
             Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Copy: copy, Several: several,
         }  # fmt: skip
-        running: Running = kinds[type(work)](self, work)
+        running: Running = kinds[type(case.work)](self, case.work)
         return running
 
 
@@ -95,10 +95,10 @@ class CapturedMinigrad(Minigrad):
     def captured(self, step: Any) -> Any:
         return self.root.capture(step, device=self.device)
 
-    def start(self, work: Work) -> Running:
-        if self.device == "cpu" and isinstance(work, Adam | Matmul | Copy):
+    def start(self, case: Case) -> Running:
+        if self.device == "cpu" and isinstance(case.work, Adam | Matmul | Copy):
             raise LeftOut("one call of a kernel, no Python to leave out")
-        return super().start(work)
+        return super().start(case)
 
 
 class Torch(Library):
@@ -129,10 +129,10 @@ class CompiledTorch(Torch):
         dynamo.config.recompile_limit = 64  # or the limit on that
         return self.root.compile(module)
 
-    def start(self, work: Work) -> Running:
-        if isinstance(work, Adam | Matmul | Copy):
+    def start(self, case: Case) -> Running:
+        if isinstance(case.work, Adam | Matmul | Copy):
             raise LeftOut("one call of the library, nothing to compile")
-        return super().start(work)
+        return super().start(case)
 
 
 class CapturedTorch(Torch):

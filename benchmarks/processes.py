@@ -5,6 +5,7 @@ The parent runs `python -m benchmarks.processes …`, which prints JSON; nothing
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
@@ -24,6 +25,8 @@ STARTS = {
     "torch.compile": ("torch", "TORCHINDUCTOR_CACHE_DIR"),
     "JAX jit": ("jax", "JAX_COMPILATION_CACHE_DIR"),
 }
+#: The environment of peers, whose numbers are drawn with minigrad's help: it leaves the C library's memory as it is.
+OTHERS = {"MINIGRAD_REUSE_MEMORY": "0"}
 IMPORTS = 5  # of which the median counts
 
 
@@ -44,10 +47,11 @@ def starts(side: str, case: str, quick: bool) -> dict[str, Any]:
     """Seconds of a side's import, and of its first step with an empty and with a filled cache."""
     package, variable = STARTS[side]
     options = [side, case, *(["--quick"] if quick else [])]
+    own = {} if side == "minigrad" else OTHERS
     imports = [child("import", package)["import"] for _ in range(1 if quick else IMPORTS)]
     row: dict[str, Any] = {"side": side, "import": median(imports), "imports": imports}
     with tempfile.TemporaryDirectory() as folder:
-        environment = {variable: folder} if variable else {}
+        environment = own | ({variable: folder} if variable else {})
         cold = child("start", *options, **environment)
         row |= {"empty cache": cold["first"], "second step": cold["second"], "kernels": cold["kernels"]}
         if variable:
@@ -58,7 +62,8 @@ def starts(side: str, case: str, quick: bool) -> dict[str, Any]:
 
 def peak(side: str, group: str, case: str, quick: bool) -> int:
     """Bytes that a process grows by at its peak, doing a case after the library has been loaded."""
-    return int(child("memory", side, group, case, *(["--quick"] if quick else []))["peak"])
+    own = {} if side == "minigrad" else OTHERS
+    return int(child("memory", side, group, case, *(["--quick"] if quick else []), **own)["peak"])
 
 
 # In the process itself ------------------------------------------------------------------------------------------------
@@ -73,8 +78,9 @@ def _import(package: str) -> dict[str, Any]:
 def _start(name: str, case: str, quick: bool) -> dict[str, Any]:
     from benchmarks import cases, suite
 
-    (side,) = (side for side in suite.installed([name])[0] if side.name == name)
-    work: Any = next(row.work for row in cases.table(quick) if row.name == case)
+    side = suite.made(name)
+    chosen = next(row for row in cases.table(quick) if row.name == case)
+    work: Any = chosen.work
     compiled: dict[str, float] = {}
     if name == "minigrad":
         _record(compiled)
@@ -84,7 +90,7 @@ def _start(name: str, case: str, quick: bool) -> dict[str, Any]:
     for step in range(2):
         start = time.perf_counter()
         if step == 0:
-            running = side.start(work)
+            running = side.start(chosen)
         running.step()
         side.synchronize()
         seconds.append(time.perf_counter() - start)
@@ -115,17 +121,19 @@ def _record(compiled: dict[str, float]) -> None:
 def _memory(name: str, group: str, case: str, quick: bool) -> dict[str, Any]:
     from benchmarks import cases, suite
 
-    (side,) = (side for side in suite.installed([name])[0] if side.name == name)
+    side = suite.made(name)
     eager = importlib.import_module("benchmarks.eager")
-    (work,) = (row.work for row in cases.table(quick) if (row.group, row.name) == (group, case))
-    (least, *_) = (row.work for row in cases.table(quick=True) if row.group == group)
+    (chosen,) = (row for row in cases.table(quick) if (row.group, row.name) == (group, case))
+    (least, *_) = (row for row in cases.table(quick=True) if row.group == group)
     side.start(least).step()  # loads libraries and kernels
     before = _status("VmRSS")
-    running = side.start(work)
+    running = side.start(chosen)
     running.step()
     for made in (eager.state, eager.upstream):
         made.cache_clear()  # the numbers that the work began with are the benchmark's own
     gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # and so is memory that the C library keeps of them
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     for _ in range(3):
         running.step()

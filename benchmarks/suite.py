@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.timer import Pace, Stopwatch, interleave, wall_clock
-from benchmarks.work import Array, LeftOut, Running, Work
+from benchmarks.work import Array, LeftOut, Running
 
 #: Steps after which the sides are compared: as many as CUDA graphs need to be captured, and the first replayed one.
 STEPS = 4
@@ -24,7 +23,7 @@ class Side(Protocol):
     name: str
     version: str
 
-    def start(self, work: Work) -> Running: ...
+    def start(self, case: Case) -> Running: ...
     def synchronize(self) -> None: ...
 
 
@@ -44,12 +43,6 @@ class Result:
     failure: str = ""
 
 
-def torch_side(name: str) -> Side:
-    """torch, asked for before minigrad is imported: its threads shall wait as they do without minigrad's setting."""
-    eager = importlib.import_module("benchmarks.eager")
-    return eager.CompiledTorch() if name == "torch.compile" else eager.Torch()
-
-
 def _class(module: str, name: str) -> Callable[[], Side]:
     return lambda: getattr(importlib.import_module(f"benchmarks.{module}"), name)()
 
@@ -58,27 +51,18 @@ def _class(module: str, name: str) -> Callable[[], Side]:
 SIDES: dict[str, tuple[str, Callable[[], Side]]] = {
     "minigrad": ("minigrad", _class("eager", "Minigrad")),
     "minigrad, captured": ("minigrad", _class("eager", "CapturedMinigrad")),
-    "torch": ("torch", lambda: torch_side("torch")),
-    "torch.compile": ("torch", lambda: torch_side("torch.compile")),
+    "torch": ("torch", _class("eager", "Torch")),
+    "torch.compile": ("torch", _class("eager", "CompiledTorch")),
     "JAX jit": ("jax", _class("with_jax", "JAX")),
     "NumPy": ("numpy", _class("with_numpy", "NumPy")),
 }
 
 
-def installed(names: Iterable[str] = SIDES) -> tuple[list[Side], dict[str, str]]:
-    """The sides that there are, minigrad first, and why the others are not there."""
-    there: list[Side] = []
-    missing: dict[str, str] = {}
-    chosen = [name for name in SIDES if name in {"minigrad", "minigrad, captured", *names}]
-    if importlib.util.find_spec("torch") and {"torch", "torch.compile"} & set(chosen):
-        importlib.import_module("torch")
-    for name in chosen:
-        package, make = SIDES[name]
-        if importlib.util.find_spec(package) is None:
-            missing[name] = f'not installed: pip install "minigrad[peers]" ({package})'
-        else:
-            there.append(make())
-    return there, missing
+def made(name: str) -> Side:
+    """The side, in this process. Its package comes before minigrad: its threads shall wait as they do without it."""
+    package, make = SIDES[name]
+    importlib.import_module(package)
+    return make()
 
 
 def difference(found: Array, expected: Array) -> float:
@@ -117,7 +101,7 @@ def one(case: Case, sides: list[Side], pace: Pace, stopwatch: Stopwatch = wall_c
         try:
             if side.name in case.without:
                 raise LeftOut(case.without[side.name])
-            running[side.name] = work = side.start(case.work)
+            running[side.name] = work = side.start(case)
             for _ in range(STEPS):
                 returned: Any = work.step()
             side.synchronize()

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.cases import Case
 from benchmarks.eager import Minigrad, factors, one_by_one, state, upstream
-from benchmarks.work import Adam, Array, Build, Derivative, LeftOut, Matmul, Running, Several, Training, Work, random
+from benchmarks.work import Adam, Array, Build, Derivative, LeftOut, Matmul, Running, Several, Training, random
 
 jax: Any = importlib.import_module("jax")
 jax.config.update("jax_enable_x64", True)  # arrays of float32 stay what they are
@@ -29,14 +30,14 @@ class JAX:
     name = "JAX jit"
     version = str(jax.__version__)
 
-    def start(self, work: Work) -> Running:
+    def start(self, case: Case) -> Running:
         """Begin a piece of work. LeftOut: not here."""
         kinds: dict[Any, Any] = {
             Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Several: several,
         }  # fmt: skip
-        if type(work) not in kinds:
+        if type(case.work) not in kinds:
             raise LeftOut("writes into no array")
-        running: Running = kinds[type(work)](work)
+        running: Running = kinds[type(case.work)](case.work)
         return running
 
     def synchronize(self) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh import python
 
 import minigrad as mg
-from benchmarks import __main__ as command, cases, cuda, processes, suite
+from benchmarks import __main__ as command, apart, cases, cuda, processes, suite
 from benchmarks.eager import Minigrad
 from benchmarks.timer import Pace, Spread, interleave, ratio, wall_clock
 from benchmarks.work import LeftOut, Running
@@ -96,8 +97,8 @@ class Altered:
     def __init__(self, alter, name="peer"):
         self.alter, self.name, self.timed = alter, name, False
 
-    def start(self, work):
-        running = Minigrad().start(work)
+    def start(self, case):
+        running = Minigrad().start(case)
         return Running(running.step, lambda made: self.alter(running.results(made)))
 
     def synchronize(self): ...
@@ -136,7 +137,7 @@ def test_who_computed_something_else_is_refused(alter, said):
 
 def test_who_cannot_is_left_out_and_says_why():
     class Unable(Altered):
-        def start(self, work):
+        def start(self, case):
             raise LeftOut("no such thing")
 
     case = next(case for case in TABLE if "torch.compile" in case.without)
@@ -148,13 +149,47 @@ def test_who_cannot_is_left_out_and_says_why():
 
 def test_who_fails_is_left_out_and_without_minigrad_nobody_is_timed():
     class Broken(Altered):
-        def start(self, work):
+        def start(self, case):
             raise ZeroDivisionError("no\nmore")
 
     found = suite.one(case_of(MATRIX), [Minigrad(), Broken(None)], FAST)
     assert found.left_out == {"peer": "failed with ZeroDivisionError: no"} and set(found.seconds) == {"minigrad"}
     found = suite.one(case_of(MATRIX), [Broken(None, "minigrad"), Altered(lambda x: x)], FAST)
     assert found.failure == "16×16: minigrad failed with ZeroDivisionError: no" and not found.seconds
+
+
+# A process for each --------------------------------------------------------------------------------------------------
+
+
+def test_a_side_in_a_process_of_its_own():
+    side = apart.Apart("NumPy", quick=True)
+    case = case_of("16×16×16")
+    running = side.start(case)
+    local = suite.made("NumPy").start(case)
+    np.testing.assert_array_equal(running.results(running.step())["product"], local.results(local.step())["product"])
+    assert 0 < apart.their_clocks(running.step, 1000) < 10 and side.version == np.__version__
+    with pytest.raises(LeftOut, match="has no derivatives"):
+        side.start(case_of(MATRIX))
+    with pytest.raises(Exception, match="no such case") as raised:
+        side.ask("start", "matmul", "no such case")
+    assert type(raised.value).__name__ == "KeyError"
+    running = side.start(case)  # it goes on
+    assert running.results(running.step()).keys() == {"product"}
+
+
+SERVED = """
+import multiprocessing, os
+from benchmarks import apart
+ours, theirs = multiprocessing.Pipe()
+ours.close()
+apart._serve(theirs, os.environ["SIDE"], True)
+from minigrad.kernels.cpu import _memory
+print("MINIGRAD_REUSE_MEMORY=0" in _memory.reuse())
+"""
+
+
+def test_peers_are_timed_without_minigrads_memory_and_minigrad_with_it():
+    assert [python(SERVED, SIDE=name) for name in ("NumPy", "minigrad")] == ["True", "False"]
 
 
 # The cases ------------------------------------------------------------------------------------------------------------
@@ -173,7 +208,7 @@ def test_the_table_has_what_was_asked_for():
 
 @pytest.mark.parametrize("case", TABLE, ids=NAMES)
 def test_a_case_with_minigrad_alone(case):
-    work = Minigrad().start(case.work)
+    work = Minigrad().start(case)
     found = work.results(work.step())
     assert found and all(array.size and np.isfinite(array).all() for array in found.values())
 
@@ -184,7 +219,7 @@ def test_a_case_with_torch(case):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two would wait for each other wherever a core is taken
     try:
-        found = suite.one(case, [Minigrad(), suite.torch_side("torch")], FAST, instant)
+        found = suite.one(case, [Minigrad(), suite.made("torch")], FAST, instant)
     finally:
         torch.set_num_threads(threads)
     assert not found.failure and found.seconds.keys() == {"minigrad", "torch"}
@@ -200,9 +235,10 @@ def test_some_cases_with_jax():
 
 
 def test_sides_that_are_not_installed_say_so(monkeypatch):
-    monkeypatch.setattr(suite.importlib.util, "find_spec", lambda name: None if name in ("torch", "jax") else name)
-    there, missing = suite.installed()
-    assert [side.name for side in there] == ["minigrad", "minigrad, captured", "NumPy"]
+    monkeypatch.setattr(apart.importlib.util, "find_spec", lambda name: None if name in ("torch", "jax") else name)
+    monkeypatch.setattr(apart, "Apart", lambda name, quick: name)
+    there, missing = apart.installed(suite.SIDES, True)
+    assert there == ["minigrad", "minigrad, captured", "NumPy"]
     assert set(missing) == {"torch", "torch.compile", "JAX jit"} and "minigrad[peers]" in missing["torch"]
 
 
@@ -233,7 +269,7 @@ def test_the_command_prints_writes_and_draws(tmp_path, capsys):
 
 def test_a_refused_case_fails_the_command(tmp_path, monkeypatch, capsys):
     wrong = Altered(lambda x: {name: array + np.float32(1) for name, array in x.items()})
-    monkeypatch.setattr(suite, "installed", lambda names: ([Minigrad(), wrong], {"torch": "not installed"}))
+    monkeypatch.setattr(apart, "installed", lambda *_: ([Minigrad(), wrong], {"torch": "not installed"}))
     path = tmp_path / "found.json"
     assert command.main(["--quick", "--only", "SN node: 16", "--json", str(path)]) == 1
     said = capsys.readouterr().out

@@ -18,7 +18,12 @@ _ITS_OWN = "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_
 
 @functools.cache
 def reuse() -> str:
-    """Ask the C library for it, once; what came of that. Its own variables of the environment have precedence."""
+    """Ask the C library for it, once; what came of that. It is asked on behalf of the whole process.
+
+    Its own variables of the environment have precedence; MINIGRAD_REUSE_MEMORY=0 leaves it alone.
+    """
+    if os.environ.get("MINIGRAD_REUSE_MEMORY") == "0":
+        return "the C library's own ways: MINIGRAD_REUSE_MEMORY=0"
     chosen = [name for name in _ITS_OWN if name in os.environ]
     if chosen:
         return f"as {' and '.join(chosen)} in the environment say"
