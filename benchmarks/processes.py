@@ -126,19 +126,25 @@ def _memory(name: str, group: str, case: str, quick: bool) -> dict[str, Any]:
     (chosen,) = (row for row in cases.table(quick) if (row.group, row.name) == (group, case))
     (least, *_) = (row for row in cases.table(quick=True) if row.group == group)
     side.start(least).step()  # loads libraries and kernels
+    _give_back()
     before = _status("VmRSS")
     running = side.start(chosen)
     running.step()
     for made in (eager.state, eager.upstream):
         made.cache_clear()  # the numbers that the work began with are the benchmark's own
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # and so is memory that the C library keeps of them
+    _give_back()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     for _ in range(3):
         running.step()
     side.synchronize()
     return {"peak": max(0, _status("VmHWM") - before)}
+
+
+def _give_back() -> None:
+    """What nobody uses any more goes back to the system, also what the C library keeps of it."""
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _status(field: str) -> int:

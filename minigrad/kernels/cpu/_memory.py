@@ -1,8 +1,8 @@
 """Large blocks of memory are kept when they are freed, and used again, instead of going back to the system.
 
 The system clears every page that it hands out: four sums of a megabyte, each into fresh memory, took 1.5 ms, and 0.1 ms
-into memory that had been used before; W/σ and its gradient for a weight of 64 MiB 19 ms, and 13 ms. So all blocks are
-cut from the heap. What lies free inside it is kept for later; what lies free at its end goes back beyond a gigabyte.
+into memory that had been used before. So all blocks are cut from the heap, also those above 32 MiB, which the C library
+would map each for itself. What lies free in the heap is kept for later; at its end, a gigabyte of that.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from minigrad.kernels.cpu._jit import helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15
-_COLUMNS = 256  # worked together, at least
+_COLUMNS = 512  # worked together, at least
 _LANES = 8
 
 
