@@ -25,14 +25,23 @@ class Apart:
     def __init__(self, name: str, quick: bool):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        context.Process(target=_serve, args=(theirs, name, quick), daemon=True).start()
+        self.process = context.Process(target=_serve, args=(theirs, name, quick), daemon=True)
+        self.process.start()
         theirs.close()
-        self.name, self.version = name, str(self.ask("version"))
+        self.name = name
+        self.version = str(self.ask("version"))
 
     def ask(self, *request: Any) -> Any:
-        """EOFError if the process is no more."""
-        self._pipe.send(request)
-        kind, answer = self._pipe.recv()
+        """RuntimeError if the process is no more."""
+        try:
+            self._pipe.send(request)
+            kind, answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(1)
+            raise RuntimeError(
+                f"the process of {self.name} has ended, with exit code {self.process.exitcode}; what it said is above. "
+                f"Leave it out with --peers, or give it more memory."
+            ) from None
         if kind == "left out":
             raise LeftOut(answer)
         if kind:

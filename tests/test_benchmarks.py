@@ -175,6 +175,10 @@ def test_a_side_in_a_process_of_its_own():
     assert type(raised.value).__name__ == "KeyError"
     running = side.start(case)  # it goes on
     assert running.results(running.step()).keys() == {"product"}
+    side.process.kill()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="the process of NumPy has ended, with exit code -9"):
+            running.step()
 
 
 SERVED = """
