@@ -26,6 +26,7 @@ from numba.extending import intrinsic
 
 from minigrad.kernels.cpu._jit import helper
 
+PLAIN = os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1"
 _INDEX, _LANE = ir.IntType(64), ir.IntType(32)
 
 
@@ -65,7 +66,7 @@ def plain_copy(out: Any, at: int, x: Any, start: int, count: int) -> None:
         out[at + j] = x[start + j]
 
 
-class _Vectors:
+class Vectors:
     """What is said again and again about vectors of half a tile's columns."""
 
     def __init__(self, context: Any, builder: Any, dtype: Any):
@@ -100,7 +101,7 @@ class _Vectors:
         return self._builder.bitcast(self._builder.gep(pointer, [offset]), self.type.as_pointer())
 
 
-def _arrays(context: Any, builder: Any, signature: Any, values: Any) -> list[Any]:
+def arrays(context: Any, builder: Any, signature: Any, values: Any) -> list[Any]:
     pairs = zip(signature.args, values, strict=False)
     return [context.make_array(t)(context, builder, v) for t, v in pairs if isinstance(t, types.Array)]
 
@@ -114,8 +115,8 @@ def _tile(count: int) -> Any:
     """`plain_tile` on the first `count` vectors of the columns."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        out, a, rows, depth, b = _arrays(context, builder, signature, values)
-        vectors = _Vectors(context, builder, signature.args[0].dtype)
+        out, a, rows, depth, b = arrays(context, builder, signature, values)
+        vectors = Vectors(context, builder, signature.args[0].dtype)
         starts = [builder.gep(a.data, [_number(builder, rows, i)]) for i in range(vectors.rows)]
         every = [(i, j) for i in range(vectors.rows) for j in range(count)]
         sums = {at: cgutils.alloca_once_value(builder, vectors.zero) for at in every}
@@ -148,8 +149,8 @@ def _turn(context: Any, out: Any, places: Any, x: Any, rows: Any, width: Any) ->
     """`plain_turn` in log₂(width) rounds: in round d, blocks of d × d numbers on either side of a diagonal swap."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        out, places, x, rows = _arrays(context, builder, signature, values)
-        vectors = _Vectors(context, builder, signature.args[0].dtype)
+        out, places, x, rows = arrays(context, builder, signature, values)
+        vectors = Vectors(context, builder, signature.args[0].dtype)
         width = vectors.width
         block = [vectors.load(x.data, _number(builder, rows, j)) for j in range(width)]
         distance = 1
@@ -172,7 +173,7 @@ def _copy(side: int) -> Any:
     """`plain_copy` of as many numbers as a tile has rows (`side` 0) or columns (1), without asking how many."""
 
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        out, x = _arrays(context, builder, signature, values)
+        out, x = arrays(context, builder, signature, values)
         dtype = signature.args[0].dtype
         line = ir.VectorType(context.get_data_type(dtype), shape(dtype.bitwidth)[side]).as_pointer()
         numbers = builder.load(builder.bitcast(builder.gep(x.data, [values[3]]), line))
@@ -186,7 +187,7 @@ def _copy(side: int) -> Any:
     return intrinsic(copy)
 
 
-if os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1":
+if PLAIN:
     tile = narrow_tile = helper(plain_tile)
     turn = helper(plain_turn)
     copy_rows = copy_columns = helper(plain_copy)
@@ -207,3 +208,17 @@ def transpose(out: Any, places: Any, x: Any, rows: Any) -> None:
     for s in range(size):
         for c in range(bottom if s < right else 0, channels):
             out[places[s] + c] = x[c, s]
+
+
+@helper
+def channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
+    """x[c, s] = product[place[s] + c], by the same squares: the way back from `transpose`."""
+    channels, size = x.shape
+    side = planes.size
+    right, bottom = size - size % side, channels - channels % side
+    for c in range(0, bottom, side):
+        for s in range(0, right, side):
+            turn(x[c, s:], planes, product[c:], place[s:], side)
+    for s in range(size):
+        for c in range(bottom if s < right else 0, channels):
+            x[c, s] = product[place[s] + c]

@@ -10,6 +10,8 @@ columns, which overlap, are never written out. The right matrix lies in panels a
   are output pixels, columns are filters, (channel, tap) stand on the right, and the taps are added up after that.
 - Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
 
+The first two go another way where that is faster, with 3×3 filters at stride 1 (`_winograd`).
+
 What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_conv_tables`).
 
 Padding is multiplied like any pixel: with a filter of ±∞ or NaN, 0·∞ = NaN reaches the output at the borders, and the
@@ -18,15 +20,14 @@ input gradient there.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _conv_tables, _scratch, _tile
-from minigrad.kernels.cpu._jit import helper, jit, num_threads
+from minigrad.kernels.cpu import _conv_tables, _panels, _scratch, _tile, _winograd
+from minigrad.kernels.cpu._jit import jit, num_threads
 
 Extents = tuple[int, ...]
 
@@ -34,34 +35,6 @@ Extents = tuple[int, ...]
 _WAITING = 2**21
 #: Numbers in the output, for the weight gradient in the upstream one, from which a second thread pays.
 _PARALLEL_FROM = 2**14
-
-
-@helper
-def _channels_first(product: Any, place: Any, x: Any, planes: Any) -> None:
-    """x[c, s] = product[place[s] + c], by the same squares: the way back from `_tile.transpose`."""
-    channels, size = x.shape
-    side = planes.size
-    right, bottom = size - size % side, channels - channels % side
-    for c in range(0, bottom, side):
-        for s in range(0, right, side):
-            _tile.turn(x[c, s:], planes, product[c:], place[s:], side)
-    for s in range(size):
-        for c in range(bottom if s < right else 0, channels):
-            x[c, s] = product[place[s] + c]
-
-
-@jit(_PARALLEL_FROM, formula=_tile.tile)
-def _panels(panels: Any, w: Any, inside: Any, planes: Any) -> None:
-    """Panels of each group of filters w (groups, images, filters, pixels): the filters are their channels."""
-    groups, images, filters, _ = w.shape
-    width, each = panels.shape[2], len(panels) // groups
-    for i in prange(len(panels)):
-        group, first = np.int64(i) // each, np.int64(i) % each * width
-        if first + width > filters:
-            panels[i] = 0
-        for n in range(images):
-            some = w[group, n, first : min(first + width, filters)]
-            _tile.transpose(panels[i, n:].reshape(-1), inside, some, planes[0])
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)
@@ -98,7 +71,7 @@ def _multiply(
                         _tile.narrow_tile(sums[i * height :], left, rows[i], steps, right, True)
             for n in range(first, min(first + together, count)):
                 made = out[n, group * filters + start : group * filters + min(start + width, filters)]
-                _channels_first(product, place[n - first], made, planes[1])
+                _tile.channels_first(product, place[n - first], made, planes[1])
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)
@@ -139,7 +112,7 @@ def _correlate(
     for i in prange(len(panels)):
         start = np.int64(i) // each * filters + np.int64(i) % each * width
         some = out[start : min(start + width, (np.int64(i) // each + 1) * filters)]
-        _channels_first(products[i].reshape(-1), place[0], some, planes[2])
+        _tile.channels_first(products[i].reshape(-1), place[0], some, planes[2])
 
 
 @jit(_PARALLEL_FROM)
@@ -166,7 +139,8 @@ def conv(x: Any, w: Any, b: Any, stride: Extents, padding: Extents, dilation: Ex
     layout = x.shape[2:], w.shape[2:], stride, padding, dilation
     output = ((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(*layout, strict=True))
     out = np.empty((len(x), len(w), *output), x.dtype)
-    _product(out, x, w.reshape(groups, 1, len(w) // groups, -1), b, _conv_tables.forward, layout)
+    if not _winograd.convolve(out, x, w, b, stride, padding, dilation, groups):
+        _product(out, x, w.reshape(groups, 1, len(w) // groups, -1), b, _conv_tables.forward, layout)
     return out.astype(dtype, copy=False)
 
 
@@ -179,7 +153,9 @@ def conv_input_grad(
     filters, channels, taps = len(w) // groups, w.shape[1], math.prod(w.shape[2:])
     layout = input_shape, w.shape[2:], stride, padding, dilation
     out = np.empty((len(g), channels * groups, *input_shape), g.dtype)
-    if groups == 1 and channels * taps <= _tile.shape(8 * g.itemsize)[1] and 8 * channels <= filters:
+    if _winograd.convolve(out, g, w, None, stride, padding, dilation, groups, adjoint=True):
+        pass
+    elif groups == 1 and channels * taps <= _tile.shape(8 * g.itemsize)[1] and 8 * channels <= filters:
         _few_channels(out, g, w, layout)
     else:
         _product(out, g, w.reshape(groups, filters, channels, taps), None, _conv_tables.backward, layout)
@@ -216,10 +192,10 @@ def _product(out: Any, x: Any, w: Any, b: Any, make_tables: Any, layout: Any) ->
         )
         x, out = x.reshape(*x.shape[:2], -1), out.reshape(*out.shape[:2], -1)
         with _scratch.Scratch(x.dtype, *shapes) as (right, images, products):
-            _panels(right, w, tables.right, _planes(width // 2, w.shape[3]))
+            _panels.fill(right, w, tables.right)
             _multiply(
                 out, x, right, bias.reshape(panels, width), images, products, *tables[:6],
-                _planes(width // 2, x.shape[2], out.shape[2]), groups,
+                _panels.planes(width // 2, x.shape[2], out.shape[2]), groups,
             )  # fmt: skip
 
 
@@ -243,19 +219,13 @@ def conv_weight_grad(
             (panels, tables.rows.size, width),
         )
         g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
-        planes = _planes(width // 2, x.shape[2], g.shape[2], channels * taps)
+        planes = _panels.planes(width // 2, x.shape[2], g.shape[2], channels * taps)
         with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
             laid.fill(0)  # the padding, and filters that are not there
             filled.fill(0)
             lines = out.reshape(filters, channels * taps)
             _correlate(g, x, lines, laid, filled, products, *tables, planes, groups, num_threads())
     return out.astype(dtype, copy=False)
-
-
-@functools.lru_cache(maxsize=64)
-def _planes(side: int, *sizes: int) -> Any:
-    """Where the planes of as many channels as a square has begin, for planes of these sizes."""
-    return np.array(sizes)[:, None] * np.arange(side)
 
 
 def _ready(x: Any) -> Any:

@@ -1,0 +1,159 @@
+"""Winograd's convolution against the sum that defines it, by NumPy. On small whole numbers both are exact."""
+
+import importlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from minigrad.kernels.cpu import _jit, _tile, _winograd
+
+kernels = importlib.import_module("minigrad.kernels.cpu.conv")  # the package has a function of that name
+EVERY = (1, 1), (1, 1), (1, 1), 1  # stride, padding, dilation, groups
+
+
+def windows(x, padding):
+    """(n, c, pixel y, pixel x, 3, 3)."""
+    padded = np.pad(x, ((0, 0), (0, 0), *((p, p) for p in padding)))
+    return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+
+
+def by_definition(x, w, b, g, padding):
+    """x ⋆ w + b, and the gradient of ⟨g, x ⋆ w⟩ in x: what each window has got from the pixels of g that see it."""
+    out = np.einsum("ncyxij,kcij->nkyx", windows(x, padding), w, optimize=True) + b[:, None, None]
+    turned = w[:, :, ::-1, ::-1]
+    grad = np.einsum("nkyxij,kcij->ncyx", windows(g, [2 - p for p in padding]), turned, optimize=True)
+    return out, grad
+
+
+def both(x, w, b, g, padding):
+    layout = (1, 1), padding, (1, 1), 1
+    return kernels.conv(x, w, b, *layout), kernels.conv_input_grad(g, w, x.shape[2:], *layout)
+
+
+def shapes(batch, channels, filters, space, padding):
+    made = [size + 2 * p - 2 for size, p in zip(space, padding, strict=True)]
+    return (batch, channels, *space), (filters, channels, 3, 3), (filters,), (batch, filters, *made)
+
+
+def normal(*sizes, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(s).astype(np.float32) for s in sizes]
+
+
+@pytest.fixture
+def used(monkeypatch):
+    """What `convolve` has answered."""
+    answers, convolve = [], _winograd.convolve
+    monkeypatch.setattr(
+        _winograd, "convolve", lambda *args, **options: answers.append(convolve(*args, **options)) or answers[-1]
+    )
+    return answers
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 7),
+    channels=st.integers(1, 70),
+    filters=st.integers(1, 70),
+    space=st.tuples(st.integers(3, 17), st.integers(3, 17)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    near=st.sampled_from([1, 2**14, 2**17, 2**19]),
+    seed=st.integers(0, 99),
+)
+def test_any_extents_and_any_bands(batch, channels, filters, space, padding, near, seed):
+    """Also those where it does not pay: parts of images, images together, odd borders, vectors that are not full."""
+    rng = np.random.default_rng(seed)
+    sizes = shapes(batch, channels, filters, space, padding)
+    x, w, b, g = (rng.integers(-4, 5, size=s) for s in sizes)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(_winograd, "_pays", lambda *_: True)
+        patched.setattr(_winograd, "_NEAR", near)
+        patched.setattr(_winograd, "_tables", _winograd._tables.__wrapped__)  # none that was made before
+        ours = both(*(a.astype(np.float32) for a in (x, w, b, g)), padding)
+    for made, expected in zip(ours, by_definition(x, w, b, g, padding), strict=True):
+        assert made.dtype == np.float32 and (made == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "layout", "dtype", "taken"),
+    [
+        (shapes(4, 32, 40, (8, 9), (1, 1)), EVERY, np.float32, True),
+        (shapes(4, 32, 40, (8, 9), (1, 1)), EVERY, np.float16, True),  # in float32
+        (shapes(4, 32, 40, (8, 9), (1, 1)), EVERY, np.float64, False),
+        (shapes(4, 31, 40, (8, 9), (1, 1)), EVERY, np.float32, False),  # few channels,
+        (shapes(4, 32, 31, (8, 9), (1, 1)), EVERY, np.float32, False),  # few filters,
+        (shapes(1, 32, 40, (8, 9), (1, 1)), EVERY, np.float32, False),  # few patches,
+        (shapes(64, 32, 40, (3, 3), (1, 1)), EVERY, np.float32, False),  # patches that are half outside
+        (((4, 64, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 8, 9)), (*EVERY[:3], 2), np.float32, False),
+        (((4, 32, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 4, 5)), ((2, 2), *EVERY[1:]), np.float32, False),
+        (((4, 32, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 8, 9)), ((1, 1), (2, 2), (2, 2), 1), np.float32, False),
+        (((4, 32, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 12, 13)), ((1, 1), (3, 3), (1, 1), 1), np.float32, False),
+        (((4, 32, 8, 9), (40, 32, 3, 1), (40,), (4, 40, 8, 9)), ((1, 1), (1, 0), (1, 1), 1), np.float32, False),
+        (((40, 32, 9), (40, 32, 3), (40,), (40, 40, 9)), ((1,), (1,), (1,), 1), np.float32, False),
+    ],
+)
+def test_where_it_is_taken(sizes, layout, dtype, taken, used):
+    x, w, b, g = (a.astype(dtype) for a in normal(*sizes))
+    kernels.conv(x, w, b, *layout)
+    kernels.conv_input_grad(g, w, x.shape[2:], *layout)
+    assert used == [taken, taken]
+
+
+def test_the_switch_turns_it_off(used, monkeypatch):
+    monkeypatch.setattr(_tile, "PLAIN", True)
+    x, w, b, _ = normal(*shapes(4, 32, 40, (8, 9), (1, 1)))
+    kernels.conv(x, w, b, *EVERY)
+    assert used == [False]
+
+
+@pytest.mark.parametrize(
+    ("batch", "channels", "filters", "side"), [(16, 64, 128, 16), (16, 128, 256, 8), (64, 256, 512, 4)]
+)
+def test_its_error_is_that_of_the_direct_sum(batch, channels, filters, side, used, monkeypatch):
+    """On layers of SNDCGAN: at most 1.5 times as large, in norm, as the docstring says with some room."""
+    arrays = normal(*shapes(batch, channels, filters, (side, side), (1, 1)))
+    exact = by_definition(*(a.astype(np.float64) for a in arrays), (1, 1))
+
+    def errors():
+        made = both(*arrays, (1, 1))
+        return [np.linalg.norm(a - e) / np.linalg.norm(e) for a, e in zip(made, exact, strict=True)]
+
+    ours = errors()
+    monkeypatch.setattr(_winograd, "_pays", lambda *_: False)
+    for error, direct in zip(ours, errors(), strict=True):
+        assert error <= 1.5 * direct and direct < 1e-6
+    assert used == [True, True, False, False]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_what_is_not_finite_stays_in_its_windows(value, used):
+    """The last number is finite, but not what is made of it."""
+    x, w, b, g = normal(*shapes(4, 32, 40, (8, 9), (1, 1)))
+    x[2, 5, 4, 4] = g[2, 5, 4, 4] = value
+    seen = np.zeros((4, 1, 8, 9), bool)
+    seen[2, 0, 3:6, 3:6] = True
+    before = both(np.where(np.isfinite(x) & (abs(x) < 1e38), x, 0), w, b, np.where(abs(g) < 1e38, g, 0), (1, 1))
+    made = both(x, w, b, g, (1, 1))
+    assert used == [True, True, False, False]
+    for a, then in zip(made, before, strict=True):
+        np.testing.assert_allclose(*(np.where(seen, 0, y) for y in (a, then)), rtol=1e-4, atol=1e-4)
+        assert not np.isfinite(a[2, :, 3:6, 3:6]).all() or value == 3e38
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_threads_change_no_bit(threads, used, monkeypatch):
+    """Nor does the serial variant, however many parts the work is cut into."""
+    arrays = normal(*shapes(5, 33, 70, (15, 14), (1, 1)))
+    parallel = both(*arrays, (1, 1))
+    monkeypatch.setattr(_jit, "_forked", True)
+    monkeypatch.setattr(_winograd, "num_threads", lambda: threads)
+    for ours, then in zip(both(*arrays, (1, 1)), parallel, strict=True):
+        assert (ours == then).all()
+    assert used == [True] * 4
+
+
+def test_an_image_makes_the_same_in_any_batch(used):
+    x, w, b, _ = normal(*shapes(6, 32, 40, (12, 12), (1, 1)))
+    together = kernels.conv(x, w, b, *EVERY)
+    assert (kernels.conv(x[3:5], w, b, *EVERY) == together[3:5]).all() and used == [True, True]
