@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from minigrad.kernels.cpu import _jit, _tile, _winograd
+from minigrad.kernels.cpu import _jit, _scratch, _tile, _winograd
 
 kernels = importlib.import_module("minigrad.kernels.cpu.conv")  # the package has a function of that name
 EVERY = (1, 1), (1, 1), (1, 1), 1  # stride, padding, dilation, groups
@@ -157,3 +157,14 @@ def test_an_image_makes_the_same_in_any_batch(used):
     x, w, b, _ = normal(*shapes(6, 32, 40, (12, 12), (1, 1)))
     together = kernels.conv(x, w, b, *EVERY)
     assert (kernels.conv(x[3:5], w, b, *EVERY) == together[3:5]).all() and used == [True, True]
+
+
+def test_what_its_memory_held_before_does_not_matter(used, monkeypatch):
+    """NaN there: it is neither multiplied, nor taken for a result. 35 patches are no whole tiles."""
+    new = _scratch._new
+    monkeypatch.setattr(_scratch, "_buffers", [])
+    monkeypatch.setattr(_scratch, "_new", lambda size: np.full_like(new(size), 255))
+    arrays = normal(*shapes(3, 33, 41, (13, 9), (1, 1)))
+    for ours, exact in zip(both(*arrays, (1, 1)), by_definition(*arrays, (1, 1)), strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-4)
+    assert used == [True, True]
