@@ -16,7 +16,9 @@ from minigrad._op import Op
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
 from minigrad.device import check, cuda, kernels, out_of_memory
+from minigrad.kernels.recording import let_go
 from minigrad.nn.module import Module
+from minigrad.ops.shape import clone
 from minigrad.optim.optimizer import Optimizer
 
 _WHO = "mg.capture"
@@ -26,8 +28,9 @@ _CONSTANTS = bool | int | float | str | None
 class _Watch:
     """Told of what a step does beside its ops: `mode.recorder`. While a step is recorded, it also says no."""
 
-    def __init__(self, device: str, recording: Any = None):
+    def __init__(self, device: str, inputs: dict[Any, Any], recording: Any = None):
         self.device, self.recording = device, recording
+        self.inputs = {id(x.version): name for name, x in inputs.items() if isinstance(x, Tensor)}
         self.modules: dict[int, Module] = {}
         self.roots: list[Module] = []  # those that are no part of others
         self.leaves: dict[int, Tensor] = {}
@@ -42,6 +45,11 @@ class _Watch:
             self.modules.update((id(m), m) for m in module.modules())
 
     def changes(self, version: list[int]) -> None:
+        if id(version) in self.inputs:
+            raise RuntimeError(
+                f"{_WHO}: the step writes into argument {self.inputs[id(version)]!r}, which is a copy: the caller's "
+                f"tensor would stay as it is. Return the new values, or write into a tensor from outside the step."
+            )
         self.changed.append(version)
 
     def draws(self, generator: Generator) -> None:
@@ -127,13 +135,13 @@ class CapturedStep:
         if not self._asked:
             return self._warm_up(given, asked)
         self._compare(asked)
-        for name, x in given.items():
-            if isinstance(x, Tensor):
-                self._inputs[name].copy_(x.to(device=self._device))
         if self._recording is None:
-            results, gradients = self._capture()
+            results, gradients = self._capture(given)
         else:
             self._check_memory()
+            for name, x in given.items():
+                if isinstance(x, Tensor):
+                    self._inputs[name].copy_(x.to(device=self._device))
             self._recording.renew()
             for version in self._changed:
                 version[0] += 1
@@ -157,28 +165,32 @@ class CapturedStep:
         return text
 
     def _warm_up(self, given: dict[Any, Any], asked: dict[Any, Any]) -> Any:
-        watch = _Watch(self._device)
-        self._inputs = {
-            name: x.detach().to(device=self._device).clone() if isinstance(x, Tensor) else x
-            for name, x in given.items()
-        }
+        inputs = self._copies(given)
+        watch = _Watch(self._device, inputs)
         with watch.watching():
-            out = self._run()
+            out = _run(self._fn, inputs)
         self._asked, self._modules, self._roots = asked, watch.modules, watch.roots
         self._modes = [(m, m.training) for m in watch.modules.values()]
-        return _each(out, lambda x: x.detach())
+        # Copies: nobody else shall hold what the step lets go of, as the second call sees that by its being gone.
+        return _each(out, lambda x: clone(x.detach()))
 
-    def _run(self) -> Any:
-        args = [x for name, x in self._inputs.items() if isinstance(name, int)]
-        return self._fn(*args, **{name: x for name, x in self._inputs.items() if isinstance(name, str)})
+    def _copies(self, given: dict[Any, Any]) -> dict[Any, Any]:
+        return {
+            name: clone(x.detach().to(device=self._device)) if isinstance(x, Tensor) else x for name, x in given.items()
+        }
 
-    def _capture(self) -> tuple[Any, Any]:
+    def _capture(self, given: dict[Any, Any]) -> tuple[Any, Any]:
         """Record the step, and make it. If that fails, what it has changed is put back."""
         recording = kernels(self._device).new_recording()
-        watch = _Watch(self._device, recording)
+        inputs = self._copies(given)
+        watch = _Watch(self._device, inputs, recording)
+        self._inputs = _each(inputs, lambda x: x.detach())  # which require no grad, whatever the step says of its own
+        before = [(tree, name, x) for tree, name, x in self._tensors()]
         try:
             with recording.record(), watch.watching(), witnessed(watch.witness):
-                out = _each(self._run(), lambda x: x.detach())
+                out = _each(_run(self._fn, inputs), lambda x: x.detach())
+            if any(tree.get(name) is not x for tree, name, x in before):
+                let_go()
             self._form = _each(out, lambda x: Tensor(None))
             self._leaves = [leaf for leaf in watch.leaves.values() if leaf.grad is not None]
             made = recording.finish(_arrays(out), [leaf.grad.data for leaf in self._leaves if leaf.grad is not None])
@@ -242,6 +254,11 @@ class CapturedStep:
                 )
 
 
+def _run(fn: Callable[..., Any], inputs: dict[Any, Any]) -> Any:
+    args = [x for name, x in inputs.items() if isinstance(name, int)]
+    return fn(*args, **{name: x for name, x in inputs.items() if isinstance(name, str)})
+
+
 def _extents(optimizer: Optimizer) -> list[int]:
     """How many parameters are in its groups."""
     return [len(group["params"]) for group in optimizer.param_groups]
@@ -301,7 +318,8 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     time. On a GPU it is a CUDA graph (`mg.cuda.graph(fn)` is the same as `device="cuda"`). `print(step)` shows what a
     call does, below what is made once.
 
-    Arguments are copied into the step's own memory; what `fn` returned (tensors, alone or in tuples, lists and dicts)
+    Arguments are copied into the step's own memory, row by row (the sum of a transposed one is then that of its
+    `clone()`, which may differ in the last bit); what `fn` returned (tensors, alone or in tuples, lists and dicts)
     is copied out of it, detached. Parameters, u and v, and the optimizer's state stay the same tensors. A gradient
     may be written where that of the call before was: clone() it to keep it.
     Learning rates and other options of the optimizer, its step counts and the generators' offsets are read, and
@@ -313,7 +331,8 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     RuntimeError, at the second call, for a step that cannot be recorded: it reads values on the host (item(), an `if`
     on a tensor, a boolean mask, on a GPU an SVD), makes tensors from host values, works on another device, adds to
     gradients of the step before, or replaces a tensor that it should change in place. State is then as before that
-    call. Values and Python objects that are no tensors (a counter, a list) are what they were in the second call.
+    call. RuntimeError, at any call, for a step that writes into its arguments. Values and Python objects that are no
+    tensors (a counter, a list) are what they were in the second call.
 
     >>> import minigrad as mg
     >>> net = mg.nn.utils.spectral_norm(mg.nn.Linear(3, 1))

@@ -109,6 +109,26 @@ def test_results_are_the_callers_own() -> None:
     assert step(x)[0].tolist() == [[6.0] * 3] * 2
 
 
+def test_an_argument_that_is_a_result() -> None:
+    """Of the first call, too: the next one's arguments lie elsewhere."""
+    step = mg.capture(lambda x: (x, x[0]))
+    outs = [step(mg.full((2,), float(i))) for i in range(4)]
+    assert [(x.tolist(), y.item()) for x, y in outs] == [([i, i], i) for i in range(4)]
+
+
+def test_an_argument_may_require_grad_in_the_step() -> None:
+    def fn(x: mg.Tensor) -> Any:
+        x.requires_grad_()
+        (x * x).sum().backward()
+        return x.grad
+
+    step = mg.capture(fn)
+    for i in range(4):
+        x = mg.full((2,), float(i))
+        assert step(x).tolist() == [2 * i] * 2
+        assert x.grad is None and not x.requires_grad
+
+
 def test_arguments_results_and_constants() -> None:
     def fn(x: mg.Tensor, scale: float, *, shift: mg.Tensor) -> Any:
         y = x * scale + shift

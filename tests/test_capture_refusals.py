@@ -256,6 +256,48 @@ def test_a_tensor_that_is_replaced_instead_of_changed() -> None:
         step(mg.ones(3))
 
 
+@pytest.mark.parametrize("which", ["result", "buffer", "argument"])
+def test_a_tensor_that_is_replaced_and_still_held(which: str) -> None:
+    """By who has the first result, or has its state dict; or an argument that is kept for the next call."""
+
+    class Carrying(mg.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.result = mg.zeros(3)
+            self.register_buffer("buffer", mg.zeros(3))
+            self.argument = mg.zeros(3)
+
+        def forward(self, x: mg.Tensor) -> mg.Tensor:
+            before = getattr(self, which)
+            setattr(self, which, x if which == "argument" else before * 0.5 + x)
+            return before - x if which == "argument" else getattr(self, which)
+
+    net, x = Carrying(), mg.ones(3)
+    step = mg.capture(net)
+    held = step(x), net.state_dict()
+    with pytest.raises(RuntimeError, match=r"let go of a tensor from before the step"):
+        step(x)
+    assert held
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+def test_an_argument_that_is_written(calls: int) -> None:
+    """In the first call, and in the one that records."""
+    made = []
+
+    def fn(x: mg.Tensor) -> None:
+        made.append(x * 2)
+        if len(made) > calls:
+            x[0].copy_(made[-1][0])
+
+    step, x = mg.capture(fn), mg.ones(3)
+    for _ in range(calls):
+        step(x)
+    with pytest.raises(RuntimeError, match="writes into argument 0, which is a copy"):
+        step(x)
+    assert x.tolist() == [1.0] * 3
+
+
 def test_a_parameter_that_joins_in_the_second_step() -> None:
     a, b = (mg.ones(3).requires_grad_() for _ in range(2))
     opt = mg.optim.Adam([a, b])
