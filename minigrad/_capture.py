@@ -33,7 +33,8 @@ class _Watch:
         self.inputs = {id(x.version): name for name, x in inputs.items() if isinstance(x, Tensor)}
         self.modules: dict[int, Module] = {}
         self.roots: list[Module] = []  # those that are no part of others
-        self.leaves: dict[int, Tensor] = {}
+        self.leaves: dict[int, Tensor] = {}  # whose gradients the step makes, or drops
+        self.zeroed: set[int] = set()
         self.changed: list[list[int]] = []  # the version of a tensor, once for each change
         self.states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
         self.groups: dict[int, tuple[Optimizer, list[int]]] = {}
@@ -65,6 +66,10 @@ class _Watch:
             )
         self.leaves[id(leaf)] = leaf
 
+    def drops(self, leaf: Tensor) -> None:
+        self.leaves[id(leaf)] = leaf
+        self.zeroed.add(id(leaf))
+
     def updates(self, optimizer: Optimizer, params: list[Tensor], update: Callable[[], None]) -> None:
         if self.recording is None:
             update()
@@ -73,6 +78,7 @@ class _Watch:
             state = {p: dict(entries) for p, entries in optimizer.state.items()}
             self._undo[id(optimizer)] = lambda: setattr(optimizer, "state", state)
         self.ran_on(params[0].device, f"{type(optimizer).__name__}.step")
+        self.leaves.update((id(p), p) for p in params)
         before = {p: len(optimizer.state.get(p, ())) for p in params}
         device = self.device
 
@@ -126,6 +132,9 @@ class CapturedStep:
         self._roots: list[Module] = []
         self._modes: list[tuple[Module, bool]] = []
         self._recording: Any = None
+        self._leaves: list[Tensor] = []  # with a gradient when the step is over
+        self._dropped: list[Tensor] = []  # without one, though the step has made it, or dropped another
+        self._bare: list[Tensor] = []  # without one when the step was recorded, which did not say that it drops it
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.recorder is not None:
@@ -135,6 +144,8 @@ class CapturedStep:
         if not self._asked:
             return self._warm_up(given, asked)
         self._compare(asked)
+        if any(leaf.grad is not None for leaf in self._bare):
+            self._recording = None  # does the step drop them itself? The record does not say
         if self._recording is None:
             results, gradients = self._capture(given)
         else:
@@ -145,7 +156,7 @@ class CapturedStep:
             self._recording.renew()
             for version in self._changed:
                 version[0] += 1
-            for leaf in self._leaves:
+            for leaf in (*self._leaves, *self._dropped):
                 leaf.grad = None  # so that its memory is used again
             try:
                 results, gradients = self._recording.run()
@@ -153,6 +164,8 @@ class CapturedStep:
                 raise out_of_memory(_WHO, self._device, error) from None
         for leaf, g in zip(self._leaves, gradients, strict=True):
             leaf.grad = Tensor(g, self._device)
+        for leaf in self._dropped:
+            leaf.grad = None
         left = iter(results)
         return _each(self._form, lambda _: Tensor(next(left), self._device))
 
@@ -171,6 +184,7 @@ class CapturedStep:
             out = _run(self._fn, inputs)
         self._asked, self._modules, self._roots = asked, watch.modules, watch.roots
         self._modes = [(m, m.training) for m in watch.modules.values()]
+        self._leaves = list(watch.leaves.values())
         # Copies: nobody else shall hold what the step lets go of, as the second call sees that by its being gone.
         return _each(out, lambda x: clone(x.detach()))
 
@@ -186,19 +200,22 @@ class CapturedStep:
         watch = _Watch(self._device, inputs, recording)
         self._inputs = _each(inputs, lambda x: x.detach())  # which require no grad, whatever the step says of its own
         before = [(tree, name, x) for tree, name, x in self._tensors()]
+        bare = [leaf for leaf in (*self._leaves, *self._dropped) if leaf.grad is None]
         try:
             with recording.record(), watch.watching(), witnessed(watch.witness):
                 out = _each(_run(self._fn, inputs), lambda x: x.detach())
             if any(tree.get(name) is not x for tree, name, x in before):
                 let_go()
             self._form = _each(out, lambda x: Tensor(None))
-            self._leaves = [leaf for leaf in watch.leaves.values() if leaf.grad is not None]
-            made = recording.finish(_arrays(out), [leaf.grad.data for leaf in self._leaves if leaf.grad is not None])
+            leaves = [leaf for leaf in watch.leaves.values() if leaf.grad is not None]
+            made = recording.finish(_arrays(out), [leaf.grad.data for leaf in leaves if leaf.grad is not None])
         except BaseException:
             recording.undo()
             watch.undo()
             raise
-        self._recording = recording
+        self._recording, self._leaves = recording, leaves
+        self._dropped = [leaf for leaf in watch.leaves.values() if leaf.grad is None]
+        self._bare = [leaf for leaf in bare if id(leaf) in watch.leaves.keys() - watch.zeroed]
         self._states, self._groups, self._changed = watch.states, list(watch.groups.values()), watch.changed
         self._memory = [(tree, name, x, x.data, x.requires_grad) for tree, name, x in self._tensors()]
         return made
@@ -329,10 +346,10 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     arguments and the grad mode, RuntimeError for training or evaluation mode, replaced or frozen parameters, other
     parameters or state of an optimizer.
     RuntimeError, at the second call, for a step that cannot be recorded: it reads values on the host (item(), an `if`
-    on a tensor, a boolean mask, on a GPU an SVD), makes tensors from host values, works on another device, adds to
-    gradients of the step before, or replaces a tensor that it should change in place. State is then as before that
-    call. RuntimeError, at any call, for a step that writes into its arguments. Values and Python objects that are no
-    tensors (a counter, a list) are what they were in the second call.
+    on a tensor, a boolean mask, on a GPU an SVD), makes tensors from host values, works on another device, adds to, or
+    steps along, gradients of the step before, or replaces a tensor that it should change in place. State is then as
+    before that call. RuntimeError, at any call, for a step that writes into its arguments. Values and Python objects
+    that are no tensors (a counter, a list) are what they were in the second call.
 
     >>> import minigrad as mg
     >>> net = mg.nn.utils.spectral_norm(mg.nn.Linear(3, 1))

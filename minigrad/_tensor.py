@@ -218,6 +218,13 @@ def changed(x: Tensor) -> None:
         mode.recorder.changes(x.version)
 
 
+def drop_grad(x: Tensor) -> None:
+    """Clear `grad`; a step that is being captured is told that it need not be clear before."""
+    x.grad = None
+    if mode.recorder is not None:
+        mode.recorder.drops(x)
+
+
 def method(*names: str) -> Callable[[F], F]:
     """Attach a function to Tensor under its own name, or under the names given."""
 

@@ -184,6 +184,37 @@ def test_gradients_alone_with_the_optimizer_outside() -> None:
         opt.zero_grad()
 
 
+def test_gradients_that_the_step_drops() -> None:
+    """After its own backward, or of parameters that it has no use for."""
+
+    def run(captured: bool) -> Any:
+        body, *heads = (mg.ones(3).requires_grad_() for _ in range(3))
+        opt = mg.optim.SGD([body, *heads], lr=0.1)
+
+        def backward(x: mg.Tensor, head: mg.Tensor) -> None:
+            opt.zero_grad()
+            (body * head * x).square().sum().backward()
+
+        def whole(x: mg.Tensor) -> None:
+            (body * heads[0] * x).square().sum().backward()
+            opt.step()
+            opt.zero_grad()
+
+        steps = [whole] + [lambda x, head=head: backward(x, head) for head in heads]
+        steps = [mg.capture(step) if captured else step for step in steps]
+        found = []
+        for x in batches(12):
+            for step in steps:
+                step(x[0])
+                opt.step()
+                grads = [p.grad for p in (body, *heads)]
+                found.append([None if g is None else g.tolist() for g in grads])
+            opt.zero_grad()
+        return found, body.tolist(), [head.tolist() for head in heads]
+
+    assert run(True) == run(False)
+
+
 def test_constants_made_in_the_step() -> None:
     step = mg.capture(lambda x: x * mg.arange(3.0) + mg.zeros(3) + mg.eye(3))
     for i in range(4):

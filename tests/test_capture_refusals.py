@@ -242,6 +242,50 @@ def test_gradients_of_the_step_before() -> None:
         step(mg.ones(3))
 
 
+def test_gradients_of_a_later_step_before() -> None:
+    """Dropped between the first calls by the caller, who forgets it once."""
+    w = mg.ones(3).requires_grad_()
+    step = mg.capture(lambda x: (w * x).sum().backward())
+    for _ in range(3):
+        w.grad = None
+        step(mg.ones(3))
+    with pytest.raises(RuntimeError, match=r"adds to the gradient, from before the step"):
+        step(mg.ones(3))
+    assert w.grad is not None and w.grad.tolist() == [1.0] * 3
+    w.grad = None
+    step(mg.full((3,), 2.0))
+    assert w.grad.tolist() == [2.0] * 3
+
+
+def test_gradients_that_the_step_drops_itself_may_be_there() -> None:
+    """Though there were none when it was recorded: it is recorded again."""
+    w = mg.ones(3).requires_grad_()
+    calls = []
+
+    @mg.capture
+    def step(x: mg.Tensor) -> None:
+        calls.append(1)
+        w.grad = None
+        (w * x).sum().backward()
+
+    for i in range(6):
+        if i == 1:
+            w.grad = None
+        step(mg.full((3,), float(i)))
+        assert w.grad is not None and w.grad.tolist() == [i] * 3
+    assert len(calls) == 3
+
+
+def test_an_optimizer_without_its_backward() -> None:
+    w = mg.ones(3).requires_grad_()
+    opt = mg.optim.SGD([w], lr=0.1)
+    step = mg.capture(opt.step)
+    (w * w).sum().backward()
+    step()
+    with pytest.raises(RuntimeError, match=r"steps along a gradient from before the step.*backward\(\) in the step"):
+        step()
+
+
 def test_a_tensor_that_is_replaced_instead_of_changed() -> None:
     class Carrying:
         h = mg.zeros(3)

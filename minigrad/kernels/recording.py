@@ -24,6 +24,13 @@ def let_go() -> NoReturn:
     )
 
 
+def old_gradient() -> NoReturn:
+    raise RuntimeError(
+        "mg.capture: the optimizer steps along a gradient from before the step, which would be used for ever. Call "
+        "backward() in the step, too."
+    )
+
+
 def other_optimizer(what: str) -> NoReturn:
     raise RuntimeError(
         "mg.capture: since the step was captured, the optimizer has got other parameters, other options or another "

@@ -13,7 +13,7 @@ import numpy as np
 
 from minigrad import _dtypes
 from minigrad._mode import mode, no_grad
-from minigrad._tensor import Tensor
+from minigrad._tensor import Tensor, drop_grad
 from minigrad.autograd import RemovableHandle
 from minigrad.nn import _calls
 from minigrad.nn.parameter import Parameter
@@ -271,8 +271,10 @@ class Module:
         """Drop the gradients of all parameters, or fill them with zeros."""
         for module in self.modules():
             for parameter in module._parameters.values():
-                if parameter is not None and parameter.grad is not None:
-                    parameter.grad = None if set_to_none else parameter.grad.detach().zero_()
+                if parameter is not None and (set_to_none or parameter.grad is None):
+                    drop_grad(parameter)
+                elif parameter is not None:
+                    parameter.grad = parameter.grad.detach().zero_()
 
     def to(self, *target: Any, device: str | None = None, dtype: Any = None) -> Self:
         """Move the tree to a device, its floating tensors to a dtype: `to("cuda")`, `to(mg.float64)`, or both.

@@ -8,7 +8,7 @@ from typing import Any
 
 from minigrad import _dtypes
 from minigrad._mode import enable_grad, mode
-from minigrad._tensor import Tensor, changed
+from minigrad._tensor import Tensor, changed, drop_grad
 from minigrad.device import kernels
 from minigrad.ops.creation import zeros_like
 
@@ -81,7 +81,7 @@ class Optimizer:
         for group in self.param_groups:
             for p in group["params"]:
                 if set_to_none or p.grad is None:
-                    p.grad = None
+                    drop_grad(p)
                 else:
                     p.grad = p.grad.detach().zero_()
 

@@ -29,7 +29,7 @@ from minigrad.kernels.cpu._jit import Launch, listening
 from minigrad.kernels.cpu._renewal import Renewal
 from minigrad.kernels.cpu._replay import Replay, memory_of, noted, places
 from minigrad.kernels.cpu.array import Array
-from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, refuse
+from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, old_gradient, refuse
 
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _NOT_WRITTEN = {
@@ -115,6 +115,8 @@ class Recording:
         return out
 
     def update(self, update: Callable[..., None], gradients: Sequence[Array]) -> None:
+        if not all((name := self._known(g)) and name not in self._outside for g in gradients):
+            old_gradient()
         renewal = Renewal(update, gradients)
         self._updating = True
         launches = renewal.record()

@@ -21,7 +21,7 @@ from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import SIMULATED
 from minigrad.kernels.cuda._stream import copy_in, handle, here
 from minigrad.kernels.cuda.array import Array, copy
-from minigrad.kernels.recording import check_stepped, let_go, other_optimizer, refuse
+from minigrad.kernels.recording import check_stepped, let_go, old_gradient, other_optimizer, refuse
 
 Made = tuple[Sequence[Array], Sequence[Array]]  # by a step: results, in memory of their own, and gradients
 _LETTER = 1 << 15  # bytes; up to twice as many are copied without waiting for the device
@@ -199,6 +199,8 @@ def new_recording() -> Recording:
 def recorded_update(update: Callable[..., None], gradients: Sequence[Array]) -> None:
     """Record an optimizer's step; before each later run it runs again, for its learning rate and its count alone."""
     recording = here.recording
+    if not all(recording.owns(g.buffer) for g in gradients):
+        old_gradient()
     updates = recording.updates = []
     update(*gradients)
 
