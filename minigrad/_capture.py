@@ -80,14 +80,8 @@ class _Watch:
         self.ran_on(params[0].device, f"{type(optimizer).__name__}.step")
         self.leaves.update((id(p), p) for p in params)
         before = {p: len(optimizer.state.get(p, ())) for p in params}
-        device = self.device
-
-        def with_gradients(*gradients: Any) -> None:
-            for p, g in zip(params, gradients, strict=True):
-                p.grad = Tensor(g, device)
-            update()
-
-        kernels(self.device).recorded_update(with_gradients, [p.grad.data for p in params if p.grad is not None])
+        gradients = [p.grad.data for p in params if p.grad is not None]
+        kernels(self.device).recorded_update(_Update(optimizer, params, update), gradients)
         for p in params:
             if len(optimizer.state.get(p, ())) != before[p]:
                 raise RuntimeError(
@@ -120,6 +114,26 @@ class _Watch:
             yield
         finally:
             mode.recorder = None
+
+
+class _Update:
+    """An optimizer's step, given its gradients; what it has counted can be taken back."""
+
+    def __init__(self, optimizer: Optimizer, params: list[Tensor], update: Callable[[], None]):
+        self._params, self._update = params, update
+        states = [optimizer.state[p] for p in params if p in optimizer.state]
+        self._counts = [(state, name) for state in states for name, x in state.items() if not isinstance(x, Tensor)]
+        self._before: list[Any] = []
+
+    def __call__(self, *gradients: Any) -> None:
+        self._before = [state[name] for state, name in self._counts]
+        for p, g in zip(self._params, gradients, strict=True):
+            p.grad = Tensor(g, p.device)
+        self._update()
+
+    def take_back(self) -> None:
+        for (state, name), count in zip(self._counts, self._before, strict=True):
+            state[name] = count
 
 
 class CapturedStep:
@@ -160,8 +174,12 @@ class CapturedStep:
                 leaf.grad = None  # so that its memory is used again
             try:
                 results, gradients = self._recording.run()
-            except MemoryError as error:
-                raise out_of_memory(_WHO, self._device, error) from None
+            except BaseException as error:
+                for leaf in (*self._leaves, *self._dropped):
+                    leaf.grad = None
+                if isinstance(error, MemoryError):
+                    raise out_of_memory(_WHO, self._device, error) from None
+                raise
         for leaf, g in zip(self._leaves, gradients, strict=True):
             leaf.grad = Tensor(g, self._device)
         for leaf in self._dropped:

@@ -215,6 +215,57 @@ def test_gradients_that_the_step_drops() -> None:
     assert run(True) == run(False)
 
 
+def test_a_step_that_fails_half_way() -> None:
+    """Of two optimizers the first has made its step, and counted it; the other has not."""
+
+    def run(captured: bool) -> Any:
+        mg.manual_seed(0)
+        ws = [mg.randn(3, 3).requires_grad_() for _ in range(2)]
+        opts = [mg.optim.Adam([w], lr=0.1) for w in ws]
+
+        def fn(x: mg.Tensor, y: mg.Tensor) -> None:
+            for w, opt, target in zip(ws, opts, (y * 0, y), strict=True):
+                opt.zero_grad()
+                mg.nn.functional.cross_entropy((x[:, :, None] * w).sum(1), target).backward()
+                opt.step()
+
+        step = mg.capture(fn) if captured else fn
+        found = []
+        for i, x in enumerate(batches(7)):
+            y = mg.tensor([0, 1, 2, 3 if i in (3, 4) else 0])
+            try:
+                step(x, y)
+            except (IndexError, RuntimeError) as error:
+                found.append(type(error).__name__)
+            counts = [opt.state[w]["step"] for w, opt in zip(ws, opts, strict=True)]
+            found.append([counts, ws[1].grad is None, [w.tolist() for w in ws]])
+        return found
+
+    if here() == "cpu":  # a GPU is not begun on such a step
+        assert run(True) == run(False)
+
+
+def test_an_optimizer_of_ops(device: str) -> None:
+    """What it does is more than the launches that are made again."""
+    if device == "cuda":
+        pytest.skip("a GPU would need its numbers, which are refused")
+
+    class Heavy(mg.optim.Optimizer):
+        def _update(self, k: Any, params: list[mg.Tensor], group: Any) -> None:
+            with mg.no_grad():
+                for p, state in zip(params, self._states(params, "push"), strict=True):
+                    state["push"].copy_(0.5 * state["push"] + p.grad)
+                    p.copy_(p - group["lr"] * state["push"])
+
+    def run(captured: bool) -> Any:
+        w = mg.ones(3).requires_grad_()
+        step = training(lambda x: w * x, Heavy([w], {"lr": 0.1}))  # type: ignore[arg-type]
+        step = mg.capture(step) if captured else step
+        return [step(x).item() for x in batches(5)], w.tolist()
+
+    assert run(True) == run(False)
+
+
 def test_constants_made_in_the_step() -> None:
     step = mg.capture(lambda x: x * mg.arange(3.0) + mg.zeros(3) + mg.eye(3))
     for i in range(4):

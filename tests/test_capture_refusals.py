@@ -97,6 +97,25 @@ def test_an_optimizer_that_would_step_other_arrays_is_said(device: str) -> None:
         assert w.tolist() == before
 
 
+def test_counts_that_were_one_are_said() -> None:
+    a, b = (mg.ones(3).requires_grad_() for _ in range(2))
+    opts = [mg.optim.Adam([a, b], lr=0.1), mg.optim.Adam([a], lr=0.1)]
+
+    @mg.capture
+    def step(x: mg.Tensor) -> None:
+        opts[0].zero_grad()
+        (a * b * x).sum().backward()
+        for opt in reversed(opts):
+            opt.step()
+
+    for _ in range(3):
+        step(mg.ones(3))
+    opts[0].state[b]["step"] = 100
+    with pytest.raises(RuntimeError, match=r"learning rates or counts of steps where there was one"):
+        step(mg.ones(3))
+    assert [s["step"] for opt in opts for s in opt.state.values()] == [3, 100, 3]  # no other has counted it
+
+
 def test_a_loaded_state_dict_is_used() -> None:
     net = Net()
     x = batches(1)[0]

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cpu._jit import Launch, listening
-from minigrad.kernels.cpu._renewal import Renewal
+from minigrad.kernels.cpu._renewal import Renewal, Update
 from minigrad.kernels.cpu._replay import Replay, memory_of, noted, places
 from minigrad.kernels.cpu.array import Array
 from minigrad.kernels.recording import COPIES, GIVES, READS, TAKES, let_go, old_gradient, refuse
@@ -114,7 +114,7 @@ class Recording:
             self._add(name, words, out, only, getattr(kernel, "ufunc", None))
         return out
 
-    def update(self, update: Callable[..., None], gradients: Sequence[Array]) -> None:
+    def update(self, update: Update, gradients: Sequence[Array]) -> None:
         if not all((name := self._known(g)) and name not in self._outside for g in gradients):
             old_gradient()
         renewal = Renewal(update, gradients)
@@ -282,7 +282,8 @@ class Recording:
                 said = [f"# {line.text}" for line in group]
                 if launches := [launch for line in group for launch in line.launches]:
                     name = f"replay{next(self._replays)}"
-                    self._constants[name] = Replay(launches)
+                    renewals = [line.renewal for line in group if line.renewal]
+                    self._constants[name] = _replayed(Replay(launches), renewals) if renewals else Replay(launches)
                     said.insert(0, f"{name}()")
                 yield "\n    ".join(said), set()
             else:
@@ -304,13 +305,35 @@ class Recording:
 
     def renew(self) -> None:
         """Compute the numbers of the optimizers' next steps; all others are asked for in the step."""
-        for renewal in self._renewals:
-            renewal.renew()
+        try:
+            for renewal in self._renewals:
+                renewal.renew()
+        except BaseException:
+            self._take_back()
+            raise
 
     def run(self) -> Made:
         """One step."""
-        made: Made = self._step()
+        try:
+            made: Made = self._step()
+        except BaseException:
+            self._take_back()
+            raise
         return made
+
+    def _take_back(self) -> None:
+        """An optimizer that has not made its step has not counted it."""
+        for renewal in self._renewals:
+            renewal.take_back()
+
+
+def _replayed(replay: Replay, renewals: list[Renewal]) -> Callable[[], None]:
+    def run() -> None:
+        replay()
+        for renewal in renewals:
+            renewal.is_ahead = False
+
+    return run
 
 
 class _Kernels:
@@ -352,7 +375,7 @@ def new_recording() -> Recording:
     return Recording()
 
 
-def recorded_update(update: Callable[..., None], gradients: Sequence[Array]) -> None:
+def recorded_update(update: Update, gradients: Sequence[Array]) -> None:
     """Record an optimizer's step, which is given its gradients."""
     assert here.recording is not None
     here.recording.update(update, gradients)

@@ -40,6 +40,7 @@ class Recording:
         self._letter, self._written = np.zeros(_LETTER, np.uint8), 0
         self._sent = memory.allocate(_LETTER, shared=True)
         self.updates: list[Any] = []  # of the optimizer's step that is being recorded
+        self.ahead: list[Callable[[], None]] = []  # what takes back what the optimizers have counted for the next run
         self._graph: Any = None
         weakref.finalize(self, memory.adopt, self.pool).atexit = False
 
@@ -131,9 +132,15 @@ class Recording:
     # Afterwards ----------------------------------------------------------------------------------------------------
 
     def renew(self) -> None:
-        """Compute the numbers of the next run."""
-        for compute in self._again:
-            compute()
+        """Compute the numbers of the next run. Should that fail, no optimizer has counted it."""
+        self.ahead = []
+        try:
+            for compute in self._again:
+                compute()
+        except BaseException:
+            for take_back in self.ahead:
+                take_back()
+            raise
 
     def run(self) -> Made:
         """One step on the device; does not wait for it."""
@@ -196,7 +203,7 @@ def new_recording() -> Recording:
     return Recording()
 
 
-def recorded_update(update: Callable[..., None], gradients: Sequence[Array]) -> None:
+def recorded_update(update: Any, gradients: Sequence[Array]) -> None:
     """Record an optimizer's step; before each later run it runs again, for its learning rate and its count alone."""
     recording = here.recording
     if not all(recording.owns(g.buffer) for g in gradients):
@@ -205,6 +212,7 @@ def recorded_update(update: Callable[..., None], gradients: Sequence[Array]) -> 
     update(*gradients)
 
     def again() -> None:
+        recording_of_step.ahead.append(update.take_back)
         here.recording = _Renewal(recording_of_step, updates)
         try:
             update(*gradients)
