@@ -7,6 +7,8 @@ same code; the shapes, modes and memory that all of it depends on are compared w
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +18,7 @@ from minigrad._op import Op
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
 from minigrad.device import check, cuda, kernels, out_of_memory
-from minigrad.kernels.recording import let_go
+from minigrad.kernels.recording import SCHEDULES, SEEDS, let_go, refuse
 from minigrad.nn.module import Module
 from minigrad.ops.shape import clone
 from minigrad.optim.optimizer import Optimizer
@@ -37,7 +39,10 @@ class _Watch:
         self.zeroed: set[int] = set()
         self.changed: list[list[int]] = []  # the version of a tensor, once for each change
         self.states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
-        self.groups: dict[int, tuple[Optimizer, list[int]]] = {}
+        self.groups: dict[int, tuple[Optimizer, list[list[int]]]] = {}
+        self.used: dict[int, tuple[weakref.ref[Tensor], Any]] = {}  # leaves, and their gradients, when first used
+        self.optimizers: dict[int, Optimizer] = {}
+        self.made: set[int] = set()  # ids of arrays
         self._undo: dict[int, Callable[[], None]] = {}
 
     def enters(self, module: Module) -> None:
@@ -58,6 +63,14 @@ class _Watch:
             state = generator.get_state()
             self._undo[id(generator)] = lambda: generator.set_state(state)
 
+    def seeds(self) -> None:
+        if self.recording is not None:
+            refuse(SEEDS)
+
+    def schedules(self) -> None:
+        if self.recording is not None:
+            refuse(SCHEDULES)
+
     def accumulates(self, leaf: Tensor) -> None:
         if self.recording is not None and leaf.grad is not None and id(leaf) not in self.leaves:
             raise RuntimeError(
@@ -71,6 +84,7 @@ class _Watch:
         self.zeroed.add(id(leaf))
 
     def updates(self, optimizer: Optimizer, params: list[Tensor], update: Callable[[], None]) -> None:
+        self.optimizers[id(optimizer)] = optimizer
         if self.recording is None:
             update()
             return
@@ -88,11 +102,15 @@ class _Watch:
                     f"{_WHO}: {type(optimizer).__name__} made its state for a parameter of shape {p.shape} in the "
                     f"second step. Every parameter must have a gradient in the first step, too."
                 )
-        self.groups[id(optimizer)] = optimizer, _extents(optimizer)
+        self.groups[id(optimizer)] = optimizer, _members(optimizer)
         self.states += [(optimizer, p, optimizer.state[p]) for p in params if p in optimizer.state]
 
     def witness(self, op: Op, inputs: Any, attributes: Any, out: Tensor, aux: Any) -> None:
         self.ran_on(out.device, f"op {op.name!r}")
+        for x in inputs:
+            if isinstance(x, Tensor) and x.node is None and id(x.data) not in self.made:
+                self.used.setdefault(id(x), (weakref.ref(x), None if x.grad is None else weakref.ref(x.grad)))
+        self.made.update(id(x.data) for x in (out, *aux))
 
     def ran_on(self, device: str, what: str) -> None:
         if device != self.device:
@@ -146,6 +164,7 @@ class CapturedStep:
         self._roots: list[Module] = []
         self._modes: list[tuple[Module, bool]] = []
         self._recording: Any = None
+        self._one_at_a_time = threading.RLock()  # the memory is the step's: threads take turns
         self._leaves: list[Tensor] = []  # with a gradient when the step is over
         self._dropped: list[Tensor] = []  # without one, though the step has made it, or dropped another
         self._bare: list[Tensor] = []  # without one when the step was recorded, which did not say that it drops it
@@ -153,8 +172,12 @@ class CapturedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.recorder is not None:
             raise RuntimeError(f"{_WHO}: a captured step cannot be a part of another one")
-        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        asked = {name: _look(name, x) for name, x in given.items()} | {"grad mode": is_grad_enabled()}
+        with self._one_at_a_time:
+            return self._call({**dict(enumerate(args)), **kwargs})
+
+    def _call(self, given: dict[Any, Any]) -> Any:
+        modes = {"grad mode": is_grad_enabled(), "anomaly mode": mode.anomaly}
+        asked = {name: _look(name, x) for name, x in given.items()} | modes
         if not self._asked:
             return self._warm_up(given, asked)
         self._compare(asked)
@@ -202,7 +225,7 @@ class CapturedStep:
             out = _run(self._fn, inputs)
         self._asked, self._modules, self._roots = asked, watch.modules, watch.roots
         self._modes = [(m, m.training) for m in watch.modules.values()]
-        self._leaves = list(watch.leaves.values())
+        self._leaves, self._optimizers = list(watch.leaves.values()), list(watch.optimizers.values())
         # Copies: nobody else shall hold what the step lets go of, as the second call sees that by its being gone.
         return _each(out, lambda x: clone(x.detach()))
 
@@ -218,6 +241,7 @@ class CapturedStep:
         watch = _Watch(self._device, inputs, recording)
         self._inputs = _each(inputs, lambda x: x.detach())  # which require no grad, whatever the step says of its own
         before = [(tree, name, x) for tree, name, x in self._tensors()]
+        options = [(optimizer, _options(optimizer)) for optimizer in self._optimizers]
         bare = [leaf for leaf in (*self._leaves, *self._dropped) if leaf.grad is None]
         try:
             with recording.record(), watch.watching(), witnessed(watch.witness):
@@ -225,6 +249,16 @@ class CapturedStep:
             if any(tree.get(name) is not x for tree, name, x in before):
                 let_go()
             self._form = _each(out, lambda x: Tensor(None))
+            for optimizer, were in options:
+                if _options(optimizer) != were:
+                    raise RuntimeError(
+                        f"{_WHO}: the step changes options of {type(optimizer).__name__}, such as its learning rate, "
+                        f"which a captured step would not. Change them between the calls."
+                    )
+            used = [(x, grad) for reference, grad in watch.used.values() if (x := reference()) is not None]
+            for x, grad in used:
+                if x.grad is not None and (grad is None or grad() is not x.grad):
+                    watch.leaves[id(x)] = x
             leaves = [leaf for leaf in watch.leaves.values() if leaf.grad is not None]
             made = recording.finish(_arrays(out), [leaf.grad.data for leaf in leaves if leaf.grad is not None])
         except BaseException:
@@ -235,7 +269,20 @@ class CapturedStep:
         self._dropped = [leaf for leaf in watch.leaves.values() if leaf.grad is None]
         self._bare = [leaf for leaf in bare if id(leaf) in watch.leaves.keys() - watch.zeroed]
         self._states, self._groups, self._changed = watch.states, list(watch.groups.values()), watch.changed
+        self._modules, self._roots = watch.modules, watch.roots
+        self._modes = [(m, m.training) for m in watch.modules.values()]
         self._memory = [(tree, name, x, x.data, x.requires_grad) for tree, name, x in self._tensors()]
+        theirs = {id(x) for _, _, x in self._tensors()}
+        self._others = [(x, x.data, x.requires_grad) for x, _ in used if id(x) not in theirs]
+        self._trees = [tree for m in self._modules.values() for tree in (m._modules, m._forward_hooks)]
+        self._forms = [dict(tree) for tree in self._trees]
+        self._absent = [
+            (tree, name)
+            for m in self._modules.values()
+            for tree in (m._parameters, m._buffers)
+            for name, x in tree.items()
+            if x is None
+        ]
         return made
 
     def _tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
@@ -250,7 +297,7 @@ class CapturedStep:
             for name in {**self._asked, **asked}:
                 was, now = (_said(looks.get(name, "absent")) for looks in (self._asked, asked))
                 if was != now:
-                    what = f"argument {name!r}" if name != "grad mode" else name
+                    what = name if name in ("grad mode", "anomaly mode") else f"argument {name!r}"
                     raise ValueError(
                         f"{_WHO}: {what} was {was} in the first step; got {now}. A captured step does one thing: make "
                         f"another one, and pass numbers that change as tensors."
@@ -275,11 +322,23 @@ class CapturedStep:
                     f"{_WHO}: requires_grad of {name!r}, of shape {x.shape}, was {required} when the step was captured "
                     f"and is {x.requires_grad} now. Make the step anew."
                 )
-        for optimizer, extents in self._groups:
-            if _extents(optimizer) != extents:
+        for x, data, required in self._others:
+            if x.data is not data or x.requires_grad is not required:
                 raise RuntimeError(
-                    f"{_WHO}: {type(optimizer).__name__} had groups of {extents} parameters when the step was captured "
-                    f"and has {_extents(optimizer)} now (add_param_group). Make the step anew."
+                    f"{_WHO}: a tensor of shape {x.shape} was moved, or its requires_grad is not {required} any more, "
+                    f"since the step was captured. Make the step anew."
+                )
+        if self._trees != self._forms or any(tree.get(name) is not None for tree, name in self._absent):
+            raise RuntimeError(
+                f"{_WHO}: modules, parameters or hooks were put in or taken out since the step was captured. Make the "
+                f"step anew."
+            )
+        for optimizer, members in self._groups:
+            if (now := _members(optimizer)) != members:
+                was, has = (list(map(len, groups)) for groups in (members, now))
+                raise RuntimeError(
+                    f"{_WHO}: {type(optimizer).__name__} had groups of {was} parameters when the step was captured "
+                    f"and has {has if has != was else 'others'} now (add_param_group). Make the step anew."
                 )
         for optimizer, p, state in self._states:
             if optimizer.state.get(p) is not state:
@@ -294,9 +353,13 @@ def _run(fn: Callable[..., Any], inputs: dict[Any, Any]) -> Any:
     return fn(*args, **{name: x for name, x in inputs.items() if isinstance(name, str)})
 
 
-def _extents(optimizer: Optimizer) -> list[int]:
-    """How many parameters are in its groups."""
-    return [len(group["params"]) for group in optimizer.param_groups]
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [{name: x for name, x in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def _members(optimizer: Optimizer) -> list[list[int]]:
+    """Which parameters are in its groups."""
+    return [list(map(id, group["params"])) for group in optimizer.param_groups]
 
 
 def _look(name: Any, x: Any) -> Any:
@@ -361,13 +424,14 @@ def capture(fn: Callable[..., Any], *, device: str = "cpu") -> CapturedStep:
     advanced, at every call.
 
     A call is refused with what has changed since the first step: ValueError for shapes, dtypes, constants among the
-    arguments and the grad mode, RuntimeError for training or evaluation mode, replaced or frozen parameters, other
-    parameters or state of an optimizer.
+    arguments, the grad and the anomaly mode, RuntimeError for training or evaluation mode, other modules or hooks,
+    replaced or frozen parameters, other parameters or state of an optimizer.
     RuntimeError, at the second call, for a step that cannot be recorded: it reads values on the host (item(), an `if`
-    on a tensor, a boolean mask, on a GPU an SVD), makes tensors from host values, works on another device, adds to, or
-    steps along, gradients of the step before, or replaces a tensor that it should change in place. State is then as
-    before that call. RuntimeError, at any call, for a step that writes into its arguments. Values and Python objects
-    that are no tensors (a counter, a list) are what they were in the second call.
+    on a tensor, a boolean mask, on a GPU an SVD), makes tensors from host values, seeds generators, changes learning
+    rates, works on another device, adds to, or steps along, gradients of the step before, or replaces a tensor that it
+    should change in place. State is then as before that call. RuntimeError, at any call, for a step that writes into
+    its arguments. Values and Python objects that are no tensors (a counter, a list) are what they were in the second
+    call.
 
     >>> import minigrad as mg
     >>> net = mg.nn.utils.spectral_norm(mg.nn.Linear(3, 1))

@@ -37,6 +37,8 @@ class Generator:
         """Start anew from a seed in [0, 2⁶⁴)."""
         if not 0 <= seed < 1 << 64:
             raise ValueError(f"manual_seed: expected a seed in [0, 2**64); got {seed}")
+        if mode.recorder is not None:
+            mode.recorder.seeds()
         self.seed, self.offset = int(seed), 0
         return self
 

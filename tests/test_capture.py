@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import threading
 import weakref
 from typing import Any
 
@@ -264,6 +265,38 @@ def test_an_optimizer_of_ops(device: str) -> None:
         return [step(x).item() for x in batches(5)], w.tolist()
 
     assert run(True) == run(False)
+
+
+def test_a_gradient_that_the_step_puts_there_itself() -> None:
+    w = mg.ones(3).requires_grad_()
+
+    @mg.capture
+    def step(x: mg.Tensor) -> None:
+        (w.grad,) = mg.grad((w * x).square().sum(), w)
+
+    for i in range(5):
+        w.grad = None
+        step(mg.full((3,), float(i)))
+        assert w.grad is not None and w.grad.tolist() == [2 * i * i] * 3
+
+
+def test_threads_take_turns() -> None:
+    """With the memory of a step's arguments."""
+    step = mg.capture(lambda x: (x @ x).sum())
+    xs = [mg.full((32, 32), float(i)) for i in range(4)]
+    for x in xs:
+        step(x)
+    wrong = []
+
+    def run(i: int) -> None:
+        wrong.extend(i for _ in range(1000 if here() == "cpu" else 1) if step(xs[i]).item() != 32**3 * i * i)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_constants_made_in_the_step() -> None:

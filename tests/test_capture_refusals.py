@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from captured import Net, batches, generator_in_use, training
+from captured import Net, Product, batches, generator_in_use, training
 
 import minigrad as mg
 from minigrad._mode import mode
@@ -146,6 +146,52 @@ def test_a_frozen_parameter_and_another_group_are_said() -> None:
     assert {s["step"] for s in opt.state.values()} == {4}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net, "first", Product(3, 4)),
+        lambda net: mg.nn.utils.remove_spectral_norm(net.first, restore_original=True),
+        lambda net: setattr(net.second, "bias", mg.nn.Parameter(mg.ones(2))),
+        lambda net: net.drop.register_forward_hook(lambda *_: None),
+    ],
+    ids=["module", "normalization", "parameter", "hook"],
+)
+def test_another_network_is_said(change: Any) -> None:
+    net = Net()
+    net.second.register_parameter("bias", None)
+    step = mg.capture(lambda x: net(x))
+    x = batches(1)[0]
+    for _ in range(3):
+        step(x)
+    change(net)
+    with pytest.raises(RuntimeError, match="modules, parameters or hooks were put in or taken out"):
+        step(x)
+
+
+def test_tensors_that_are_no_parameters_are_watched() -> None:
+    a, b = mg.ones(3).requires_grad_(), mg.ones(3)
+    opt = mg.optim.SGD([a], lr=0.1)
+
+    @mg.capture
+    def step(x: mg.Tensor) -> None:
+        opt.zero_grad()
+        (a * b * x).sum().backward()
+        opt.step()
+
+    for _ in range(3):
+        step(mg.ones(3))
+    for x in (a, b):
+        x.requires_grad_(not x.requires_grad)
+        with pytest.raises(RuntimeError, match=r"a tensor of shape \(3,\) was moved, or its requires_grad is not"):
+            step(mg.ones(3))
+        x.requires_grad_(not x.requires_grad)
+    opt.param_groups[0]["params"] = [b]
+    with pytest.raises(RuntimeError, match=r"SGD had groups of \[1\] parameters .* and has others now"):
+        step(mg.ones(3))
+    with pytest.raises(ValueError, match="anomaly mode was False"), mg.detect_anomaly():
+        step(mg.ones(3))
+
+
 def test_graphs_are_told_of_what_a_step_changes() -> None:
     """Of plain tensors, too, that are part of no module."""
     w, count = mg.ones(3).requires_grad_(), mg.zeros(3)
@@ -188,6 +234,40 @@ HERE = r", at .*test_capture_refusals.py:\d+"
 )
 def test_a_step_that_cannot_be_captured(fn: Any, complaint: str) -> None:
     refused(fn, complaint)
+
+
+GENERATOR = mg.Generator(7)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: (mg.manual_seed(7), x)[1],
+        lambda x: x + mg.rand(3, generator=mg.Generator(7)),
+        lambda x: (GENERATOR.set_state({"seed": 7, "offset": 0}), x)[1],
+    ],
+    ids=["seed", "generator", "state"],
+)
+def test_a_seed_is_said(fn: Any) -> None:
+    refused(fn, "seeds a generator, or makes one" + HERE)
+
+
+@pytest.mark.parametrize("how", ["schedule", "option"])
+def test_a_learning_rate_that_the_step_changes(how: str) -> None:
+    opt = mg.optim.SGD([mg.ones(3).requires_grad_()], lr=0.1)
+    schedule = mg.optim.lr_scheduler.StepLR(opt, 30)
+
+    def fn(x: mg.Tensor) -> None:
+        for p in opt.param_groups[0]["params"]:
+            opt.zero_grad()
+            (p * x[0]).sum().backward()
+        opt.step()
+        if how == "schedule":
+            schedule.step()
+        else:
+            opt.param_groups[0]["lr"] *= 0.5
+
+    refused(fn, "sets learning rates by a schedule" + HERE if how == "schedule" else "the step changes options of SGD")
 
 
 def test_memory_of_others_is_not_taken(device: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 READS = "reads values back to the host (item, numpy, to('cpu'), an `if`, a boolean mask, an SVD on a GPU)"
 COPIES = "copies values from the host (a tensor made of numbers or arrays; to(device))"
 GIVES, TAKES = "gives memory away", "takes memory from outside"
+SEEDS, SCHEDULES = "seeds a generator, or makes one", "sets learning rates by a schedule"
 
 
 def refuse(what: str) -> NoReturn:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from minigrad._mode import mode
 from minigrad.optim.optimizer import Optimizer
 
 
@@ -44,6 +45,8 @@ class LRScheduler:
 
     def step(self) -> None:
         """Go to the next epoch."""
+        if mode.recorder is not None:
+            mode.recorder.schedules()
         self.last_epoch += 1
         for i, (group, base) in enumerate(zip(self.optimizer.param_groups, self.base_lrs, strict=True)):
             group["lr"] = self.rate(base, self.last_epoch, i)
