@@ -110,6 +110,20 @@ def test_results_are_the_callers_own() -> None:
     assert step(x)[0].tolist() == [[6.0] * 3] * 2
 
 
+@pytest.mark.parametrize("size", [3, 200])
+def test_a_parameter_that_is_a_result_and_is_looked_at_from_the_side(size: int) -> None:
+    """In memory that is copied when small, and made anew when large: but this is the caller's."""
+    w = mg.zeros(size, size)
+
+    def fn() -> Any:
+        w.copy_(w + 1)
+        return w, w.T, w.T[0] * 1
+
+    step = mg.capture(fn)
+    outs = [step() for _ in range(4)]
+    assert [[x.reshape(-1)[0].item() for x in out] for out in outs] == [[i] * 3 for i in range(1, 5)]
+
+
 def test_an_argument_that_is_a_result() -> None:
     """Of the first call, too: the next one's arguments lie elsewhere."""
     step = mg.capture(lambda x: (x, x[0]))

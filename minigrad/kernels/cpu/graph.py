@@ -259,8 +259,9 @@ class Recording:
         return [x.copy() if needed else x for x, needed in zip(results, borrowed, strict=True)], gradients
 
     def _give_away(self, memory: set[int]) -> None:
-        """This shall not stay: to make it anew in each step takes less time than to copy it."""
+        """This shall not stay: to make it anew in each step takes less time than to copy it. (Not what is others'.)"""
         gone = set[str]()
+        memory -= {id(memory_of(x)) for reference in self._outside.values() if (x := reference()) is not None}
         for line in self._lines:
             made = {id(x): x.nbytes for reference in line.memory if (x := reference()) is not None}
             if line.used & gone and line.launches:  # the kernel will be called, and makes results of its own
