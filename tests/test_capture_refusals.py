@@ -56,7 +56,7 @@ def test_what_was_replaced_is_said() -> None:
         step(x)
     before = generator_in_use().get_state()
     opt.load_state_dict(opt.state_dict())
-    with pytest.raises(RuntimeError, match=r"another state .*Make the step anew"):
+    with pytest.raises(RuntimeError, match=r"another state, or other parameters.*Make the step anew"):
         step(x)
     assert [s["step"] for s in opt.state.values()] == [3, 3, 3]
     assert generator_in_use().get_state() == before
@@ -147,16 +147,16 @@ def test_a_frozen_parameter_and_another_group_are_said() -> None:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "what"),
     [
-        lambda net: setattr(net, "first", Product(3, 4)),
-        lambda net: mg.nn.utils.remove_spectral_norm(net.first, restore_original=True),
-        lambda net: setattr(net.second, "bias", mg.nn.Parameter(mg.ones(2))),
-        lambda net: net.drop.register_forward_hook(lambda *_: None),
+        (lambda net: setattr(net, "first", Product(3, 4)), "'first'"),
+        (lambda net: mg.nn.utils.remove_spectral_norm(net.first, restore_original=True), "'weight'"),
+        (lambda net: setattr(net.second, "bias", mg.nn.Parameter(mg.ones(2))), "'bias'"),
+        (lambda net: net.drop.register_forward_hook(lambda *_: None), "a hook"),
     ],
     ids=["module", "normalization", "parameter", "hook"],
 )
-def test_another_network_is_said(change: Any) -> None:
+def test_another_network_is_said(change: Any, what: str) -> None:
     net = Net()
     net.second.register_parameter("bias", None)
     step = mg.capture(lambda x: net(x))
@@ -164,7 +164,7 @@ def test_another_network_is_said(change: Any) -> None:
     for _ in range(3):
         step(x)
     change(net)
-    with pytest.raises(RuntimeError, match="modules, parameters or hooks were put in or taken out"):
+    with pytest.raises(RuntimeError, match=f"{what} was put into a module, or taken out of it"):
         step(x)
 
 
@@ -182,11 +182,11 @@ def test_tensors_that_are_no_parameters_are_watched() -> None:
         step(mg.ones(3))
     for x in (a, b):
         x.requires_grad_(not x.requires_grad)
-        with pytest.raises(RuntimeError, match=r"a tensor of shape \(3,\) was moved, or its requires_grad is not"):
+        with pytest.raises(RuntimeError, match=r"requires_grad of a tensor, of shape \(3,\), was"):
             step(mg.ones(3))
         x.requires_grad_(not x.requires_grad)
     opt.param_groups[0]["params"] = [b]
-    with pytest.raises(RuntimeError, match=r"SGD had groups of \[1\] parameters .* and has others now"):
+    with pytest.raises(RuntimeError, match="an optimizer has got another state, or other parameters"):
         step(mg.ones(3))
     with pytest.raises(ValueError, match="anomaly mode was False"), mg.detect_anomaly():
         step(mg.ones(3))

@@ -46,6 +46,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "_trace",
     "_onnx",
     "export",
+    "_watch _guards",
     " _capture _sharing",  # minigrad itself, the public names; what belongs to mg.cuda
     "spectral.study _cases _info",
     "spectral.sweep",

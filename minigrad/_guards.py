@@ -1,0 +1,77 @@
+"""What a captured step takes for granted: the objects that it was recorded with, looked up anew before each call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from minigrad._tensor import Tensor
+from minigrad.nn.module import Module
+from minigrad.optim.optimizer import Optimizer
+
+_data, _required = operator.attrgetter("data"), operator.attrgetter("_requires_grad")
+
+
+class Guards:
+    """Of modules, of the parameters that optimizers have stepped, and of other tensors."""
+
+    def __init__(self, modules: Iterable[Module], stepped: Sequence[tuple[Optimizer, Tensor]], others: list[Tensor]):
+        self._trees = [tree for m in modules for tree in (m._parameters, m._buffers, m._modules, m._forward_hooks)]
+        self._forms = [dict(tree) for tree in self._trees]
+        named = {id(x): (x, name) for form in self._forms for name, x in form.items() if isinstance(x, Tensor)}
+        named |= {id(x): (x, "") for x in others if id(x) not in named}
+        self._tensors, self._names = [x for x, _ in named.values()], [name for _, name in named.values()]
+        self._stepped = stepped
+        self._optimizers = list({id(optimizer): optimizer for optimizer, _ in stepped}.values())
+        self._groups = [_sizes(optimizer) for optimizer in self._optimizers]
+        self._then = self._look()
+
+    def _look(self) -> list[Any]:
+        """All that must stay the same object; listed by calls without Python, as it is asked for before each step."""
+        return [
+            *chain.from_iterable(map(dict.values, self._trees)),
+            *map(_data, self._tensors),
+            *map(_required, self._tensors),
+            *[p for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]],
+            *[optimizer.state.get(p) for optimizer, p in self._stepped],
+        ]
+
+    def check(self) -> None:
+        """RuntimeError if anything is not what it was."""
+        now = self._look()
+        if len(now) != len(self._then) or not all(map(operator.is_, now, self._then)):
+            raise RuntimeError(f"mg.capture: {self._difference()}. Make the step anew.")
+
+    def _difference(self) -> str:
+        for tree, form in zip(self._trees, self._forms, strict=True):
+            for name in {**form, **tree}:
+                was, now = form.get(name), tree.get(name)
+                if was is not now and isinstance(was, Tensor) and now is not None:
+                    return f"{name!r}, of shape {was.shape}, has been replaced since the step was captured"
+                if was is not now:
+                    what = repr(name) if isinstance(name, str) else "a hook"
+                    return f"{what} was put into a module, or taken out of it, since the step was captured"
+        there = self._then[sum(map(len, self._forms)) :]
+        kept = zip(self._tensors, self._names, there, there[len(self._tensors) :], strict=False)
+        for x, name, data, required in kept:
+            what = f"{name!r}" if name else "a tensor"
+            if x.data is not data:
+                return f"{what}, of shape {x.shape}, has been moved since the step was captured"
+            if x.requires_grad is not required:
+                return (
+                    f"requires_grad of {what}, of shape {x.shape}, was {required} when the step was captured and is "
+                    f"{x.requires_grad} now"
+                )
+        for optimizer, sizes in zip(self._optimizers, self._groups, strict=True):
+            if _sizes(optimizer) != sizes:
+                return (
+                    f"{type(optimizer).__name__} had groups of {sizes} parameters when the step was captured and has "
+                    f"{_sizes(optimizer)} now (add_param_group)"
+                )
+        return "an optimizer has got another state, or other parameters, since the step was captured (load_state_dict)"
+
+
+def _sizes(optimizer: Optimizer) -> list[int]:
+    return [len(group["params"]) for group in optimizer.param_groups]
