@@ -346,6 +346,24 @@ def test_batch_norm_refuses_two_dtypes():
         nn.BatchNorm1d(3)(mg.ones(4, 3, dtype=mg.float64))
 
 
+@pytest.mark.parametrize("role", ["running_mean", "running_var", "weight", "bias"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_batch_norm_refuses_what_is_not_one_per_channel(role, training, channels, device):
+    """A kernel would read past the end of it, or broadcast it."""
+    ones = mg.ones(3, device=device)
+    given = dict.fromkeys(("running_mean", "running_var", "weight", "bias"), ones)
+    given[role] = mg.ones(channels, device=device)
+    with pytest.raises(ValueError, match=rf"batch_norm: expected {role} of shape \(3,\), .*; got \({channels},\)"):
+        F.batch_norm(mg.randn(4, 3, device=device), **given, training=training)
+    assert ones.tolist() == [1.0] * 3
+
+
+def test_batch_norm_refuses_integers():
+    with pytest.raises(TypeError, match="batch_norm: expected a floating dtype; got int64"):
+        F.batch_norm(mg.tensor([[1, 2], [3, 4]]), None, None, training=True)
+
+
 def test_batch_norm_forwards_after_each_other_have_one_backward(device):
     layer = nn.BatchNorm1d(2, device=device)
     x = mg.randn(4, 2, device=device)

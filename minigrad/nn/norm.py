@@ -31,7 +31,8 @@ def batch_norm(
     estimate n/(n − 1). Else μ and var are the running ones. Differentiable to any order.
     Ioffe, Szegedy, arXiv 1502.03167.
 
-    ValueError: fewer than two dimensions, one value per channel in training, no statistics outside of it.
+    ValueError: fewer than two dimensions, another shape than (C,), one value per channel in training, no statistics
+    outside of it. TypeError: integers, or two dtypes.
 
     >>> import minigrad as mg
     >>> x = mg.tensor([[1.0], [3.0]])
@@ -41,6 +42,12 @@ def batch_norm(
     """
     if x.ndim < 2:
         raise ValueError(f"batch_norm: expected x (N, C, …); got shape {x.shape}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"batch_norm: expected a floating dtype; got {x.dtype}. Convert with to(mg.float32).")
+    given = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
+    for role, t in given.items():  # the kernels take them by channel, and look at no shape
+        if t is not None and arguments.tensor("batch_norm", t, f"a tensor as {role}").shape != x.shape[1:2]:
+            raise ValueError(f"batch_norm: expected {role} of shape {x.shape[1:2]}, as x is {x.shape}; got {t.shape}")
     arguments.same_dtype("batch_norm", x, *(t for t in (weight, bias) if t is not None))
     if training:
         n = math.prod((x.shape[0], *x.shape[2:]))
