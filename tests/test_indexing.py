@@ -56,6 +56,19 @@ def indexed(draw: st.DrawFn) -> tuple[tuple[int, ...], Any]:
     return shape, tuple(index)
 
 
+def theirs(a: Any, index: Any) -> tuple[Any, Any]:
+    """What NumPy has to index with what for torch's result: beside arrays, ints come first."""
+    index = [int(i) if isinstance(i, np.ndarray) and not i.ndim else i for i in index]
+    if not any(isinstance(i, np.ndarray) for i in index):
+        return a, tuple(index)
+    first: list[Any] = []
+    for i in index:
+        if i is not None:
+            dims = i.ndim if isinstance(i, np.ndarray) and i.dtype == bool else 1
+            first += [i] if isinstance(i, int) or i is ... else [slice(None)] * dims
+    return a[tuple(first)], tuple(i for i in index if not isinstance(i, int))
+
+
 def ours(index: Any) -> Any:
     return tuple(mg.tensor(i) if isinstance(i, np.ndarray) else i for i in index)
 
@@ -66,14 +79,37 @@ def test_reading_and_its_gradient(case: tuple[tuple[int, ...], Any]) -> None:
     a = arrays(shape)
     x = mg.tensor(a, requires_grad=True)
     y = x[ours(index)]
-    expected = a[index]
+    chosen, rest = theirs(a, index)
+    expected = chosen[rest]
     assert y.shape == np.shape(expected)
     np.testing.assert_array_equal(y.detach().numpy(), expected)
     g = arrays(y.shape) + 0.5
     scattered = np.zeros_like(a)
-    np.add.at(scattered, index, g)
+    np.add.at(theirs(scattered, index)[0], rest, g)
     (dx,) = mg.grad(y, x, mg.tensor(g), create_graph=True)
     np.testing.assert_array_equal(dx.detach().numpy(), scattered)
+
+
+MIXED = [
+    (0, slice(None), [1, 2]), ([0, 1], slice(None), 3), (slice(None), 1, ..., [0, 3, 3]),
+    (1, None, [2, 0], slice(1, 3)), ([1, 0], 2, [3, 1]), (-1, [[True, False, False, True]] * 3), (0, slice(None), [True, False, True, True]),
+    (..., [0, 1], 2, None, [1, 1]), (0, 1, [3, 0]), (1, [], slice(None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("index", MIXED, ids=str)
+def test_ints_beside_tensors_are_torchs(index: Any) -> None:
+    torch = pytest.importorskip("torch")
+    x, y = mg.tensor(arrays((2, 3, 4)), requires_grad=True), torch.tensor(arrays((2, 3, 4)), requires_grad=True)
+    mixed = [tuple(lib.tensor(i) if i and isinstance(i, list) else i for i in index) for lib in (mg, torch)]
+    found, expected = x[mixed[0]], y[mixed[1]]
+    assert found.shape == expected.shape
+    g = arrays(found.shape)
+    (dx,), (dy,) = mg.grad(found, x, mg.tensor(g)), torch.autograd.grad(expected, y, torch.tensor(g))
+    with torch.no_grad():
+        x.detach()[mixed[0]] = mg.tensor(g)
+        y[mixed[1]] = torch.tensor(g)
+    assert (found.tolist(), dx.tolist(), x.tolist()) == (expected.tolist(), dy.tolist(), y.tolist())
 
 
 @st.composite
@@ -111,13 +147,14 @@ def test_writing(case: tuple[tuple[int, ...], Any]) -> None:
     shape, index = case
     a = arrays(shape)
     x = mg.tensor(a)
-    shape_of_value = np.shape(a[index])
+    chosen, rest = theirs(a, index)  # a view
+    shape_of_value = np.shape(chosen[rest])
     x[ours(index)] = mg.tensor(-arrays(shape_of_value))
-    a[index] = -arrays(shape_of_value)
+    chosen[rest] = -arrays(shape_of_value)
     np.testing.assert_array_equal(x.numpy(), a)
     assert x.version == [1]
     x[ours(index)] = 7
-    a[index] = 7
+    chosen[rest] = 7
     np.testing.assert_array_equal(x.numpy(), a)
 
 

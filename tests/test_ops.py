@@ -20,7 +20,9 @@ NOT_DIFFERENTIABLE = {
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isfinite", "logical_and", "logical_or", "logical_not",
     "any", "all", "argmax", "argmin",
 }  # fmt: skip
-NOT_OPS = {"operands", "floating", "to_dtype", "unary", "raw_index", "to", "float", "double", "half", "long"}
+NOT_OPS = {
+    "operands", "floating", "to_dtype", "unary", "ints_first", "raw_index", "to", "float", "double", "half", "long",
+}  # fmt: skip
 
 
 def upstream(like: Any, seed: int = 1) -> Any:

@@ -74,9 +74,30 @@ def raw_index(index: Any) -> tuple[Any, bool]:
     return tuple(raw), basic
 
 
+def ints_first(x: Tensor, raw: Any) -> tuple[Tensor, Any]:
+    """x at the ints of an index that has arrays too, and the index without them: torch's order.
+
+    NumPy takes an int beside an array for an array, and moves the dimension of x[0, :, [1, 2]] that they make to the
+    front.
+    """
+    if not any(isinstance(part, int) for part in raw):
+        return x, raw
+    chosen: list[Any] = []
+    for part in raw:
+        if isinstance(part, int) or part is Ellipsis:
+            chosen.append(part)
+        elif part is not None:
+            chosen += [slice(None)] * (part.ndim if isinstance(part, np.ndarray) and part.dtype.kind == "b" else 1)
+    view = _slice(x, index=tuple(chosen))
+    view.version = x.version  # also where it is empty, and shares no memory
+    return view, tuple(part for part in raw if not isinstance(part, int))
+
+
 @method("__getitem__")
 def getitem(x: Tensor, index: Any) -> Tensor:
     """x[index]: a view for ints and slices; a copy for integer tensors and bool masks, whose repeats add gradients.
+
+    Ints beside tensors are applied first, as in torch: x[0, :, [1, 2]] is x[0][:, [1, 2]].
 
     IndexError for a position out of range or a mask of another shape. Where integer tensors and masks point to is found
     on the host, also for tensors on a GPU, whose values stay there; `index_select` and `gather` find it on the device.
@@ -90,10 +111,11 @@ def getitem(x: Tensor, index: Any) -> Tensor:
     try:
         if basic:
             return _slice(x, index=raw)
-        places = kernels(x.device).flat_places(x.shape, raw)
+        view, rest = ints_first(x, raw)
+        places = kernels(x.device).flat_places(view.shape, rest)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
-    return _take(x, Tensor(places, x.device))
+    return _take(view, Tensor(places, x.device))
 
 
 @method()

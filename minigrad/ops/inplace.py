@@ -9,7 +9,7 @@ import numpy as np
 from minigrad._mode import mode
 from minigrad._tensor import Number, Tensor, changed, method
 from minigrad.device import kernels
-from minigrad.ops.index import raw_index
+from minigrad.ops.index import ints_first, raw_index
 
 
 def write(name: str, x: Tensor, index: Any, value: Tensor | Number) -> None:
@@ -86,8 +86,8 @@ def setitem(x: Tensor, index: Any, value: Tensor | Number) -> None:
     >>> x
     tensor([0., 5., 5.])
     """
-    raw, _ = raw_index(index)
+    raw, basic = raw_index(index)
     try:
-        write("x[…] = y", x, raw, value)
+        write("x[…] = y", *((x, raw) if basic else ints_first(x, raw)), value)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
