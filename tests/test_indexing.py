@@ -91,9 +91,9 @@ def test_reading_and_its_gradient(case: tuple[tuple[int, ...], Any]) -> None:
 
 
 MIXED = [
-    (0, slice(None), [1, 2]), ([0, 1], slice(None), 3), (slice(None), 1, ..., [0, 3, 3]),
-    (1, None, [2, 0], slice(1, 3)), ([1, 0], 2, [3, 1]), (-1, [[True, False, False, True]] * 3), (0, slice(None), [True, False, True, True]),
-    (..., [0, 1], 2, None, [1, 1]), (0, 1, [3, 0]), (1, [], slice(None)),
+    (0, slice(None), [1, 2]), ([0, 1], slice(None), 3), (slice(None), 1, ..., [0, 3, 3]), (1, [], slice(None)),
+    (1, None, [2, 0], slice(1, 3)), ([1, 0], 2, [3, 1]), (-1, [[True, False, False, True]] * 3), (0, 1, [3, 0]),
+    (0, slice(None), [True, False, True, True]), (..., [0, 1], 2, None, [1, 1]),
 ]  # fmt: skip
 
 

@@ -38,6 +38,15 @@ def test_tensors_from_data(data: Any, dtype: Any, shape: tuple[int, ...], device
     assert (x.dtype, x.shape, x.device, x.is_leaf, x.requires_grad) == (dtype, shape, device, True, False)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("numbers", [(1000.0, 1001.0, 0.001), (3.0, -3.0, -0.01), (0, 1000, 1), (-0.7, 2.0, 0.3)])
+def test_arange_is_rounded_once(numbers: Any, dtype: str, device: str) -> None:
+    """NumPy takes its step from two numbers of the dtype: the last of 1000, 1000.001, … would be 1000.976."""
+    start, stop, step = numbers
+    expected = np.array([start + i * step for i in range(math.ceil((stop - start) / step))]).astype(dtype)
+    assert mg.arange(*numbers, dtype=dtype, device=device).tolist() == expected.tolist()
+
+
 def test_tensor_copies_and_from_numpy_shares() -> None:
     a = np.zeros(3)
     copied, shared, again = mg.tensor(a), mg.from_numpy(a), mg.tensor(mg.from_numpy(a))
@@ -250,6 +259,7 @@ X, I64 = mg.ones(2, 3), mg.tensor([0, 1])
         (lambda: mg.zeros((2, "a")), TypeError, "zeros: expected a shape of ints"),
         (lambda: mg.eye(-1), ValueError, "eye: expected extents of at least 0"),
         (lambda: mg.arange(0, 1, 0), ValueError, "arange: expected a step other than 0"),
+        (lambda: mg.arange(0, math.inf), ValueError, "arange: expected finite numbers; got start 0, stop inf, step 1"),
         (lambda: X.reshape(4), ValueError, r"reshape: expected a shape of 6 elements, as \(2, 3\) has; got \(4,\)"),
         (lambda: X.reshape(-1, -1), ValueError, "reshape: expected a shape of 6 elements"),
         (lambda: X.reshape(-2, -3), ValueError, "reshape: expected extents of at least -1"),

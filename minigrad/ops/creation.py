@@ -157,9 +157,9 @@ def eye(n: int, m: int | None = None, *, dtype: Any = None, device: str = "cpu",
 def arange(
     start: Number, stop: Number | None = None, step: Number = 1, *, dtype: Any = None, device: str = "cpu"
 ) -> Tensor:
-    """start, start + step, … below stop; `arange(stop)` starts at 0. int64 unless a float is among the arguments.
+    """start + i · step below stop; `arange(stop)` starts at 0. int64 unless a float is among the arguments.
 
-    ValueError for a step of 0.
+    ValueError for a step of 0, and for a stop that is never reached.
 
     >>> import minigrad as mg
     >>> mg.arange(0, 1, 0.25)
@@ -169,10 +169,14 @@ def arange(
         start, stop = 0, start
     if step == 0:
         raise ValueError("arange: expected a step other than 0")
-    natural = _dtypes.float32 if any(isinstance(a, float) for a in (start, stop, step)) else _dtypes.int64
+    with_floats = any(isinstance(a, float) for a in (start, stop, step))
+    steps = (stop - start) / step if with_floats else -((start - stop) // step)
+    if not math.isfinite(steps):
+        raise ValueError(f"arange: expected finite numbers; got start {start}, stop {stop}, step {step}")
+    natural = _dtypes.float32 if with_floats else _dtypes.int64
     where = devices.check(device, "arange")
     wanted = _dtypes.check(natural if dtype is None else dtype, "arange")
-    return _made("arange", where, False, "arange", start, stop, step, wanted)
+    return _made("arange", where, False, "arange", start, max(0, math.ceil(steps)), step, wanted)
 
 
 def _drawn(

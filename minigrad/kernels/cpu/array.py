@@ -40,8 +40,9 @@ def empty(shape: tuple[int, ...], dtype: Any) -> Array:
     return np.empty(shape, dtype)
 
 
-def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
-    return np.arange(start, stop, step, dtype)  # type: ignore[call-overload]  # NumPy's stubs do not know Any here
+def arange(start: Any, count: int, step: Any, dtype: Any) -> Array:
+    """start + i · step, rounded to the dtype once: NumPy takes its step from two rounded numbers, and drifts."""
+    return cast(np.asarray(start + step * np.arange(count)), dtype)
 
 
 def eye(n: int, m: int, dtype: Any) -> Array:

@@ -272,9 +272,10 @@ def full(shape: Shape, value: float, dtype: Any) -> Array:
     return out
 
 
-def arange(start: Any, stop: Any, step: Any, dtype: Any) -> Array:
-    """start + i · step, computed in the dtype's own arithmetic on the host, as NumPy does it, and copied."""
-    return constant(np.arange(start, stop, step, dtype))  # type: ignore[call-overload]  # as on the CPU
+def arange(start: Any, count: int, step: Any, dtype: Any) -> Array:
+    """start + i · step, rounded to the dtype once; computed on the host, and copied."""
+    with np.errstate(over="ignore"):
+        return constant((start + step * np.arange(count)).astype(dtype))
 
 
 def eye(n: int, m: int, dtype: Any) -> Array:
