@@ -137,6 +137,17 @@ def test_questions_without_an_answer(f: Callable[[mg.Tensor], Any], error: type[
 # Views and versions --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("reduce", [mg.sum, mg.mean, mg.amax, mg.amin, mg.max, mg.min, mg.prod, mg.norm])
+def test_a_reduction_of_one_element_is_no_view(
+    reduce: Callable[[mg.Tensor], mg.Tensor], shape: tuple[int, ...], device: str
+) -> None:
+    x = mg.full(shape, 3.0, device=device)
+    y = reduce(x)
+    x.zero_()
+    assert y.item() == 3.0 and y.version == [0]
+
+
 @pytest.mark.parametrize(
     "view",
     [lambda x: x.reshape(6), lambda x: x.view(3, 2), lambda x: x.T, lambda x: x.permute(1, 0), lambda x: x[1],

@@ -15,7 +15,7 @@ from minigrad.ops._operands import to_dtype
 from minigrad.ops.arithmetic import pow
 from minigrad.ops.comparison import eq, isfinite, ne, where
 from minigrad.ops.index import gather
-from minigrad.ops.shape import _slice, expand, flip, reshape
+from minigrad.ops.shape import _slice, clone, expand, flip, reshape
 from minigrad.ops.unary import abs as _abs, square
 
 
@@ -94,7 +94,7 @@ def sum(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
     along = arguments.dims("sum", x, dim)
     if along or x.dtype.kind != "f":
         return _sum(x, dims=along, keepdim=keepdim)
-    return reshape(x)
+    return clone(x)  # a view would change with x
 
 
 @method()
@@ -177,7 +177,7 @@ def _extreme(op: Op, x: Tensor, dim: Dim, keepdim: bool) -> Tensor:
     along = arguments.dims(op.name, x, dim)
     if not _count(x, along):
         raise ValueError(f"{op.name}: expected at least one element; got shape {x.shape}")
-    return op(x, dims=along, keepdim=keepdim) if along else reshape(x)
+    return op(x, dims=along, keepdim=keepdim) if along else clone(x)
 
 
 @method()
@@ -260,6 +260,8 @@ def prod(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
     product = to_dtype(x, _dtypes.int64) if x.dtype == _dtypes.bool_ else _wide(x)
     for d in along:
         product = _prod_along(product, d)
+    if product is x:  # nothing to multiply
+        product = clone(x)
     rest = [n for d, n in enumerate(product.shape) if keepdim or d not in along]
     return to_dtype(reshape(product, *rest), x.dtype if x.dtype.kind == "f" else _dtypes.int64)
 

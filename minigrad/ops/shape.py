@@ -236,7 +236,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
 
 @method()
 def flip(x: Tensor, dims: int | Sequence[int]) -> Tensor:
-    """Reversed along `dims`.
+    """Reversed along `dims`. A view, where torch copies.
 
     >>> import minigrad as mg
     >>> mg.arange(3).flip(0)
