@@ -62,6 +62,20 @@ def test_a_hundred_steps_are_torchs(name, dtype, tolerance):
         np.testing.assert_allclose(p.detach().numpy(), t.detach().numpy(), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [lambda ps: optim.Adam(ps, lr=0.5, betas=(0, 0)), lambda ps: optim.AdamW(ps, lr=0.5, betas=(0, 0), weight_decay=0),
+     lambda ps: optim.RMSprop(ps, lr=0.5, alpha=0)],
+)  # fmt: skip
+def test_a_mean_over_one_step_forgets_a_large_gradient(make):
+    w = mg.tensor([0.0, 0.0], requires_grad=True)
+    optimizer = make([w])
+    for g in ([1.0, -1.0], [1e-5, 3e-4]):  # their squares are lost beside 1 in float32
+        w.grad = mg.tensor(g)
+        optimizer.step()
+    np.testing.assert_allclose(w.tolist(), [-1.0, 0.0], atol=1e-3)  # each step is lr · sign(g)
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_saved_state_continues_exactly(name):
     algorithm, options = ALGORITHMS[name]

@@ -128,7 +128,8 @@ def normal_pair(u: Scalar, w: Scalar) -> tuple[Scalar, Scalar]:
 
 
 # A step of an optimizer for one element: p the parameter, g its gradient, then its state (some of it may be None), then
-# numbers of the same type. Returned are p and the state after the step.
+# numbers of the same type. Returned are p and the state after the step. Running means are found from the nearer end: at
+# a gain of 1, m + (g − m) is what the rounding of m leaves of g, and 0 for the g² of a small g after a large one.
 
 
 def sgd(
@@ -157,8 +158,9 @@ def adam(
 ) -> Any:
     """m, v: running means of g and g²; p ← shrink · p − lr · m / (√v · rms + eps); bias is corrected in lr, rms."""
     g = g + decay * p
-    m = m + gain1 * (g - m)
-    v = v + gain2 * (g * g - v)
+    s, one, half = g * g, type(p)(1), type(p)(0.5)
+    m = m + gain1 * (g - m) if gain1 < half else g - (one - gain1) * (g - m)
+    v = v + gain2 * (s - v) if gain2 < half else s - (one - gain2) * (s - v)
     return shrink * p - lr * m / (math.sqrt(v) * rms + eps), m, v
 
 
@@ -185,10 +187,11 @@ def rmsprop(
 ) -> Any:
     """v, a: running means of g², g; d = g / (√(v − a²) + eps); p ← p − lr · (d, or b for b ← momentum · b + d)."""
     g = g + decay * p
-    v = v + gain * (g * g - v)
+    s, one, half = g * g, type(p)(1), type(p)(0.5)
+    v = v + gain * (s - v) if gain < half else s - (one - gain) * (s - v)
     variance = v
     if a is not None:
-        a = a + gain * (g - a)
+        a = a + gain * (g - a) if gain < half else g - (one - gain) * (g - a)
         variance = v - a * a
         if variance < type(v)(0):  # by rounding
             variance = type(v)(0)
