@@ -48,6 +48,7 @@ def second(f: Any, value: Any) -> Any:
         (mg.norm, [0.0, 0.0], [0.0, 0.0]),
         (lambda x: mg.norm(x, 1), [0.0, -2.0], [0.0, -1.0]),
         (lambda x: mg.norm(x, 3), [0.0, 0.0], [0.0, 0.0]),
+        (lambda x: mg.norm(x, 0.5), [0.0, 4.0, -4.0], [0.0, 2.0, -2.0]),
         (lambda x: mg.norm(x, INF), [2.0, -2.0, 1.0], [0.5, -0.5, 0.0]),
         (mg.std, [3.0, 3.0], [0.0, 0.0]),
         (mg.sqrt, 0.0, INF),

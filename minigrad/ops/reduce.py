@@ -303,6 +303,8 @@ def norm(x: Tensor, p: float = 2.0, dim: Dim = None, keepdim: bool = False) -> T
     if p == 1 or not along or not _count(x, along):
         return sum(_abs(x), along, keepdim)
     size = _abs(_wide(x))
+    if p < 1:  # the slope of |x|ᵖ at 0 is infinite, and 0 of it is meant
+        size = where(eq(x, 0), 0.0, size)
     peak = amax(size.detach(), along, keepdim=True)
     zero = eq(peak, 0)
     scale = where(zero | ~isfinite(peak), 1.0, peak)  # ‖x‖ = c ‖x/c‖ for any c, which is therefore a constant
