@@ -138,6 +138,8 @@ def _seed(output: Tensor, gradient: Tensor | None, who: str) -> Tensor:
                 f"and no gradient. Reduce it, e.g. with sum(), or pass gradient=."
             )
         return Tensor(kernels(output.device).full(output.shape, 1, output.dtype), output.device)
+    if not isinstance(gradient, Tensor):
+        raise TypeError(f"{who}: expected a tensor as gradient; got {type(gradient).__name__}. Make one: mg.tensor().")
     if gradient.shape != output.shape:
         raise ValueError(f"{who}: expected a gradient of shape {output.shape}; got {gradient.shape}")
     if gradient.dtype != output.dtype:
@@ -192,9 +194,10 @@ def grad(
     """
     outs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     ins = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    seeds = [grad_outputs] if grad_outputs is None or isinstance(grad_outputs, Tensor) else list(grad_outputs)
     if grad_outputs is None:
-        seeds = [None] * len(outs)
+        seeds: list[Tensor | None] = [None] * len(outs)
+    else:
+        seeds = list(grad_outputs) if isinstance(grad_outputs, Sequence) else [grad_outputs]
     if len(seeds) != len(outs):
         raise ValueError(f"grad: expected one of grad_outputs per output, {len(outs)}; got {len(seeds)}")
     for i, x in enumerate(ins):

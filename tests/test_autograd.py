@@ -252,6 +252,9 @@ def test_misuse_of_backward() -> None:
         (x * 2).backward()
     with pytest.raises(ValueError, match=r"expected a gradient of shape \(2,\); got \(3,\)"):
         (x * 2).backward(mg.ones(3, dtype=mg.float64))
+    for start in (lambda: x.backward(1.0), lambda: mg.grad(x, x, 1.0), lambda: mg.grad(x, x, [np.ones(2)])):
+        with pytest.raises(TypeError, match=r"expected a tensor as gradient; got (float|ndarray)"):
+            start()
     with pytest.raises(TypeError, match="expected a gradient of dtype float64; got float32"):
         (x * 2).backward(mg.ones(2))
     with pytest.raises(RuntimeError, match=r"input 0, of shape .* does not require grad"):

@@ -164,6 +164,7 @@ def test_hinge_losses_have_zero_slope_at_their_kinks(tensor):
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
+        (lambda: F.l1_loss(mg.ones(2), 0.0), TypeError, "l1_loss: expected a tensor; got float"),
         (lambda: F.mse_loss(mg.ones(2), mg.ones(3)), ValueError, r"mse_loss: .* one shape; got \(2,\) and \(3,\)"),
         (lambda: F.l1_loss(mg.ones(2, 1), mg.ones(2)), ValueError, "l1_loss"),
         (lambda: F.binary_cross_entropy_with_logits(mg.ones(2), mg.ones(1)), ValueError, "one shape"),

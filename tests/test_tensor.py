@@ -280,6 +280,8 @@ X, I64 = mg.ones(2, 3), mg.tensor([0, 1])
         (lambda: X.permute(0, 0), IndexError, "permute: expected each of the 2 dims"),
         (lambda: X.flatten(1, 0), IndexError, "flatten: expected start_dim ≤ end_dim"),
         (lambda: X[0].mT, ValueError, "mT: expected at least 2 dimensions"),
+        (lambda: mg.pad(X, (1, 1), "reflect"), TypeError, "pad: expected a number as value; got 'reflect'"),
+        (lambda: mg.einsum("ij,jk", [X, X.T]), TypeError, "einsum: expected a tensor; got list"),
         (lambda: mg.pad(X, (1,)), ValueError, "pad: expected pairs of widths for at most 2 dims"),
         (lambda: mg.pad(X, (-4, 4)), ValueError, r"pad: widths \(-4, 4\) crop more than shape \(2, 3\) has"),
         (lambda: mg.cat([]), ValueError, "cat: expected at least one tensor"),

@@ -24,6 +24,8 @@ def _reduced(name: str, losses: Tensor, reduction: str) -> Tensor:
 
 
 def _same_shape(name: str, input: Tensor, target: Tensor) -> None:
+    for x in (input, target):
+        arguments.tensor(name, x)
     if input.shape != target.shape:
         raise ValueError(f"{name}: expected input and target of one shape; got {input.shape} and {target.shape}")
 

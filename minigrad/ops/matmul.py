@@ -141,6 +141,8 @@ def einsum(equation: str, *operands: Tensor) -> Tensor:
     if not arrow:
         result = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
     extents: dict[str, int] = {}
+    for x in operands:
+        arguments.tensor("einsum", x)
     for term, x in zip(terms, operands, strict=False):
         for letter, n in zip(term, x.shape, strict=False):
             if extents.setdefault(letter, n) != n:

@@ -249,12 +249,15 @@ def flip(x: Tensor, dims: int | Sequence[int]) -> Tensor:
 def pad(x: Tensor, pad: Sequence[int], value: float = 0.0) -> Tensor:
     """Filled up with `value`: `pad` = (before, after) for the last dimension, then the one before it, and so on.
 
-    A negative width crops. ValueError for an odd number of widths or more than two per dimension.
+    A negative width crops. ValueError for an odd number of widths or more than two per dimension, TypeError for the
+    name of a mode: there is no other than this one, torch's "constant".
 
     >>> import minigrad as mg
     >>> mg.pad(mg.ones(2), (1, 2))
     tensor([0., 1., 1., 0., 0.])
     """
+    if isinstance(value, str):
+        raise TypeError(f"pad: expected a number as value; got {value!r}. Build other borders with cat and flip.")
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         raise ValueError(f"pad: expected pairs of widths for at most {x.ndim} dims (shape {x.shape}); got {tuple(pad)}")
     pairs = [(0, 0)] * (x.ndim - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
