@@ -228,6 +228,28 @@ def test_copies_and_pickles_are_independent(clone: Callable[[Any], Any]) -> None
         clone(x * 2)
 
 
+def test_a_step_by_hand_is_seen_by_the_model(device: str) -> None:
+    """p −= lr · ∇ in a loop over parameters: on a name alone it would train nothing, and say nothing."""
+    layer = mg.nn.Linear(2, 1, bias=False, device=device)
+    w, before, version = layer.weight, layer.weight.tolist()[0], layer.weight.version[0]
+    layer(mg.ones(1, 2, device=device)).sum().backward()
+    with mg.no_grad():
+        for p in layer.parameters():
+            p -= 0.5 * p.grad
+        layer.weight *= 2
+        w += 1
+        w /= 4
+    assert layer.weight is w and w.requires_grad and w.is_leaf and w.version == [version + 4]
+    np.testing.assert_allclose(w.tolist()[0], [(2 * (b - 0.5) + 1) / 4 for b in before], rtol=1e-6)
+    with pytest.raises(RuntimeError, match=r"x -= y: in-place changes are not differentiable, .*no_grad"):
+        w -= 1
+    with mg.no_grad(), pytest.raises(TypeError, match=r"x \*= y: expected a value of dtype float32; got float64"):
+        w *= mg.ones(1, 2, dtype=mg.float64, device=device)
+    y = x = 3 * w
+    y += 1  # a step of a graph: no leaf
+    assert y is not x and y.requires_grad
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 X, I64 = mg.ones(2, 3), mg.tensor([0, 1])

@@ -1,7 +1,11 @@
-"""The in-place surface, complete: copy_, zero_, x[…] = y. None is differentiable; each raises the tensor's version."""
+"""The in-place surface, complete: copy_, zero_, x[…] = y, and under no_grad x += y of a leaf that requires grad.
+
+None is differentiable; each raises the tensor's version.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +13,8 @@ import numpy as np
 from minigrad._mode import mode
 from minigrad._tensor import Number, Tensor, changed, method
 from minigrad.device import kernels
+from minigrad.ops._operands import Operand
+from minigrad.ops.arithmetic import add, div, mul, sub
 from minigrad.ops.index import ints_first, raw_index
 
 
@@ -91,3 +97,23 @@ def setitem(x: Tensor, index: Any, value: Tensor | Number) -> None:
         write("x[…] = y", *((x, raw) if basic else ints_first(x, raw)), value)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
+
+
+def _augmented(op: Callable[[Operand, Operand], Tensor], symbol: str, sign: str) -> None:
+    """Attach x ∘= y. A leaf that requires grad is written to, and refuses outside of no_grad, both as in torch.
+
+    Else `for p in model.parameters(): p -= lr * p.grad` would change the name `p` alone. For all other tensors it is
+    Python's x = x ∘ y.
+    """
+
+    def augmented(x: Tensor, y: Operand) -> Tensor:
+        if not x._requires_grad or x.node is not None:
+            return NotImplemented
+        write(f"x {sign} y", x, ..., op(x.detach(), y))
+        return x
+
+    method(f"__i{symbol}__")(augmented)
+
+
+for _op, _symbol, _sign in ((add, "add", "+="), (sub, "sub", "-="), (mul, "mul", "*="), (div, "truediv", "/=")):
+    _augmented(_op, _symbol, _sign)
