@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import signal
 import sys
@@ -46,6 +47,8 @@ PARTS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with these arguments (default: the process's own) and return its exit code."""
     given = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # LANG=C, or a pipe on Windows: a letter that it lacks ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")  # as it is on stderr
     try:
         return _run(given)
     except UsageError as error:

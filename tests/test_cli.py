@@ -118,6 +118,12 @@ def test_a_pipe_whose_reader_has_left() -> None:
         assert running.stderr.read() == b""
 
 
+def test_an_output_without_the_letters_of_mathematics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = process("-m", "minigrad", "libraries")
+    assert (done.returncode, done.stderr) == (0, "") and r"\u2202L/\u2202W" in done.stdout
+
+
 # info ----------------------------------------------------------------------------------------------------------------
 
 
