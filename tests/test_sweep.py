@@ -351,11 +351,13 @@ def test_studies_pass_and_are_told_apart_when_they_do_not(folder, monkeypatch):
     assert ">failed<" in page and "detached meets oracle" in page and "0 of 1" in page
 
 
-def test_a_missing_package_names_the_extra(folder, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "joblib", None)
+@pytest.mark.parametrize("package", ["joblib", "matplotlib"])
+def test_a_missing_package_names_the_extra(package, folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
     assert run(folder) == 2
-    assert 'sweep: needs the package joblib, which is not installed here. pip install "minigrad[sweep]"' in (
+    assert f'sweep: needs the package {package}, which is not installed here. pip install "minigrad[sweep]"' in (
         capsys.readouterr().err
     )
+    assert not (folder / "out").exists()
 
 

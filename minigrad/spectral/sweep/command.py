@@ -10,7 +10,7 @@ from minigrad._interrupt import deferred
 from minigrad.spectral.study._extras import require
 from minigrad.spectral.sweep.plan import EXAMPLE, read
 
-#: Packages that the report needs, all asked for before the work starts.
+#: Packages that the report needs; asked for before the work starts, with the one that spreads it.
 NEEDED = ("matplotlib", "rich", "jinja2", "sklearn")
 #: What a shell says of a program that Ctrl-C has ended.
 INTERRUPTED = 130
@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("sweep: expected a FILE.toml; `minigrad sweep --help` shows one")
     if arguments.jobs == 0 or arguments.jobs < -1:
         raise UsageError(f"sweep --jobs: expected at least 1, or -1 for one per core; got {arguments.jobs}")
-    for package in NEEDED:
-        require(package)
+    for package in (*NEEDED, "distributed" if arguments.dask else "joblib"):
+        require(package, "sweep")
     from minigrad.spectral.study import models, output
     from minigrad.spectral.study.about import made_by
     from minigrad.spectral.study.data import load
