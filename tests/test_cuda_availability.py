@@ -62,8 +62,8 @@ def test_without_cuda_bindings(parts: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_without_a_driver(parts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts.cuda, "gpus", Broken("\nCUDA driver library cannot be found.\n"))
-    assert "the driver cannot be used. CUDA driver library cannot be found." in error()
+    monkeypatch.setattr(parts.cuda, "gpus", Broken("\nCUDA driver library cannot be found.\n:"))
+    assert "the driver cannot be used. CUDA driver library cannot be found. See nvidia-smi" in error()
     assert "apt-get install" in error()
 
 

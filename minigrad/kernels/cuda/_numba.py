@@ -46,7 +46,7 @@ def problem() -> str | None:
     try:
         found = len(cuda.gpus)
     except ImportError as error:  # Numba's CudaSupportError is one
-        said = " ".join(str(error).split())
+        said = " ".join(str(error).split()).rstrip(" :.") + "."  # a colon at its end announces nothing
         if "NO_DEVICE" not in said:
             return f"the driver cannot be used. {said} See nvidia-smi, or install one: sudo apt-get install nvidia-open"
         found = 0
