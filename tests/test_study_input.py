@@ -18,6 +18,7 @@ from minigrad.spectral.study import data, output
         (("--steps", "-3"), "at least 1 training step; got -3"),
         (("--steps", "0"), "got 0"),
         (("--seed", "-1"), "not negative"),
+        (("--seed", 2**64 - 1), "at most 2**64 - 5, as 5 training runs count on from it; got 18446744073709551615"),
         (("--model", "gan"), "expected one of mlp, conv; got 'gan'"),
         (("--conventions", "fixed_uv,wrong"), "'wrong'; choose among fixed_uv"),
         (("--layers", "hidden9"), "'hidden9'; choose among hidden1, hidden2, output"),

@@ -66,8 +66,14 @@ def check(arguments: Namespace) -> Settings:
     steps = arguments.steps if arguments.steps is not None else STEPS[arguments.model == "conv", quick]
     if steps < 1:
         raise UsageError(f"study --steps: expected at least 1 training step; got {steps}")
+    seeds = QUICK_SEEDS if quick else SEEDS
     if arguments.seed < 0:
         raise UsageError(f"study --seed: expected a number that is not negative; got {arguments.seed}")
+    if arguments.seed + seeds > 1 << 64:
+        raise UsageError(
+            f"study --seed: expected at most 2**64 - {seeds}, as {seeds} training runs count on from it; "
+            f"got {arguments.seed}"
+        )
     if arguments.model not in MODELS:
         raise UsageError(f"study --model: expected one of {', '.join(MODELS)}; got {arguments.model!r}")
     conventions = _names(arguments.conventions) or tuple(CONVENTIONS)
@@ -83,7 +89,7 @@ def check(arguments: Namespace) -> Settings:
         _names(arguments.layers),
         conventions,
         arguments.seed,
-        QUICK_SEEDS if quick else SEEDS,
+        seeds,
         arguments.device,
         arguments.data,
         arguments.out,
