@@ -62,6 +62,11 @@ def test_wrong_arrays(arrays, words, tmp_path):
         data.load(str(path), 0)
 
 
+@pytest.mark.parametrize("unit", [2.0**1000, 2.0**-1000])
+def test_the_unit_of_the_examples_is_no_matter(unit):
+    assert np.array_equal(data.split("x", unit * X, Y, 0).train_x, data.split("x", X, Y, 0).train_x)
+
+
 def test_a_file_that_is_no_archive(tmp_path):
     for name, content in (("text.npz", b"hello"), ("empty.npz", b""), ("cut.npz", b"PK\x03\x04")):
         (tmp_path / name).write_bytes(content)

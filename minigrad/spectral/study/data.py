@@ -65,10 +65,11 @@ def split(name: str, x: Any, y: Any, seed: int) -> Dataset:
         raise UsageError(f"study: expected at least two classes in y of {name}; got {len(labels)}")
     order = np.random.default_rng(seed).permutation(len(x))
     cut = len(x) - len(x) // 4
-    x, y = x[order].astype(np.float64), y[order].astype(np.int64)
+    value, x, y = x.flat[0], x[order].astype(np.float64), y[order].astype(np.int64)
+    x = np.ldexp(x, -np.frexp(np.abs(x).max())[1])  # by a power of two, exactly: no square overflows or vanishes
     mean, scale = x[:cut].mean(0), x[:cut].std()
     if scale == 0:
-        raise UsageError(f"study: expected examples that differ; every entry of x in {name} is {x.flat[0]:g}")
+        raise UsageError(f"study: expected examples that differ; every entry of x in {name} is {value:g}")
     x = ((x - mean) / scale).astype(np.float32)
     return Dataset(name, len(labels), x[:cut], y[:cut], x[cut:], y[cut:])
 
