@@ -58,7 +58,7 @@ class Terminal:
             self.console.print(f"Steepness: {steepness(results.steepness)}.")
         if results.unfinished:
             self.console.print(
-                f"[bold red]Interrupted[/] while {results.unfinished}; what was finished is in the report."
+                f"[bold red]Interrupted[/] at “{results.unfinished}”; what was finished is in the report."
             )
         self.console.print(f"[bold {'green' if mark == 'passed' else 'red'}]{mark}[/]  {sentence}")
         for failure in results.verdict.failures if results.verdict else []:
