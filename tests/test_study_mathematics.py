@@ -11,6 +11,7 @@ from minigrad.ops import conventions
 from minigrad.spectral.oracles import ORACLES, sweep, unit
 from minigrad.spectral.study import convergence, opening, second_order
 from minigrad.spectral.study.end_to_end import Around
+from minigrad.spectral.study.report import sentence
 from minigrad.spectral.study.verdict import judge
 
 
@@ -74,7 +75,14 @@ def test_a_weight_of_one_row_may_meet_every_oracle():
     openings = [part for part in opening.measure(0, layer, names, 8, True, 0) if part is not None]
     met = [r for r in openings[0].residuals["cold"] if r.convention == "fixed_uv" and r.meets]
     assert {r.oracle for r in met} == set(ORACLES)
-    assert judge(openings, ("fixed_uv", "exact", "unrolled")).passed
+    verdict = judge(openings, ("fixed_uv", "exact", "unrolled"))
+    assert verdict.passed and sentence(verdict).endswith(".") and "differ" not in sentence(verdict)
+
+    other = opening.Layer("other", (5, 8), *problem()[:1], *problem()[2:], problem()[1], "loss")
+    openings += [part for part in opening.measure(0, other, names, 8, True, 0) if part is not None]
+    verdict = judge(openings, ("fixed_uv", "exact", "unrolled"))
+    assert all(cell.residual > 1e-3 for cell in verdict.cells if not cell.must)
+    assert "; all other pairs differ by at least 0." in sentence(verdict)
 
 
 # Second derivatives ---------------------------------------------------------------------------------------------------

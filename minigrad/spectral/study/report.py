@@ -71,6 +71,8 @@ def sentence(verdict: Verdict | None) -> str:
         return f"{count} of {of} conventions did not meet exactly the oracles that they must: {verdict.failures[0]}."
     met = [c for c in verdict.cells if c.must]
     missed = [c for c in verdict.cells if not c.must]
+    others = [c.residual for c in missed if c.distinct]  # a weight of one row, say, tells no oracles apart
+    told_apart = " that can be told apart" if len(others) < len(missed) else ""
     told = [
         f"{c.convention} meets ({ORACLES[c.oracle].letter}) {_MEANING[c.oracle]} "
         f"to {scientific(c.residual)}\u00a0±\u00a0{scientific(c.error, 0)}"
@@ -79,7 +81,7 @@ def sentence(verdict: Verdict | None) -> str:
     text = "Every convention met exactly the oracles that it must"
     text += f": {', '.join(told)}" if told else ""
     return text + (
-        f"; all other pairs differ by at least {scientific(min(c.residual for c in missed))}." if missed else "."
+        f"; all other pairs{told_apart} differ by at least {scientific(min(others))}." if others else "."
     )
 
 

@@ -19,7 +19,8 @@ class Cell:
     """One convention against one oracle over all layers and steps, at the cold vectors.
 
     Shown is the residual that speaks loudest against the claim: the largest where the convention must meet the oracle,
-    the smallest (how near it came) where it must not.
+    the smallest (how near it came) where it must not, and the oracle is another function than its own. `distinct`:
+    False if that is so nowhere.
     """
 
     convention: str
@@ -29,6 +30,7 @@ class Cell:
     error: float
     where: str
     passed: bool
+    distinct: bool
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,15 @@ def _judge_cell(openings: Sequence[Opened], convention: str, oracle: str) -> Cel
         if (r.convention, r.oracle) == (convention, oracle)
     ]
     shown = [(o, s, r) for o, s, r in found if s == "cold"]
+    others = [(o, s, r) for o, s, r in shown if must or _distinct(o, convention, r)]
     if must:  # for any vectors, converged or not
         wrong = [(o, s, r) for o, s, r in found if not r.meets]
         opening, state, worst = max(wrong or shown, key=lambda entry: entry[2].residual)
     else:
-        wrong = [(o, s, r) for o, s, r in shown if r.meets and _distinct(o, convention, r)]
-        opening, state, worst = min(wrong or shown, key=lambda entry: entry[2].residual)
+        wrong = [(o, s, r) for o, s, r in others if r.meets]
+        opening, state, worst = min(wrong or others or shown, key=lambda entry: entry[2].residual)
     where = f"{opening.layer}, step {opening.step}, {state} vectors, {worst.direction}"
-    return Cell(convention, oracle, must, worst.residual, worst.error, where, not wrong)
+    return Cell(convention, oracle, must, worst.residual, worst.error, where, not wrong, bool(others))
 
 
 def _distinct(opening: Opened, convention: str, residual: Residual) -> bool:

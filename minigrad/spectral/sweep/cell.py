@@ -75,7 +75,7 @@ def study(cell: Cell, data: Dataset) -> dict[str, Any]:
         "loss": loss,
         "accuracy": accuracy,
         "residual": verdict.cell(cell.convention, must).residual if must else None,
-        "nearest": min(one.residual for one in verdict.cells if not one.must),
+        "nearest": min((one.residual for one in verdict.cells if not one.must and one.distinct), default=None),
         "passed": verdict.passed,
         "failures": "; ".join(verdict.failures),
     }
