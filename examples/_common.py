@@ -1,6 +1,7 @@
 """What the examples with a picture share: arguments, a bar with the losses, grids of images, and how they end."""
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from minigrad import device
 from minigrad.nn import functional as F
 
 #: Of the spectral normalization paper, for the discriminator and for the generator.
@@ -22,18 +24,36 @@ LOSSES = {
 def arguments(text: str, picture: str) -> argparse.ArgumentParser:
     """A parser with what all of them take; `text` is the docstring of the example."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", type=_device, default="cpu", help="cpu or cuda")
+    parser.add_argument("--seed", type=whole(0), default=0)
     parser.add_argument("--out", type=_file, default=picture, help="the picture")
     return parser
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The `type` of an argument that is a whole number, not less than this; noticed before the work."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}; got {text}")
+        return int(text)
+
+    return number
+
+
+def _device(name: str) -> str:
+    try:
+        return device.check(name, "--device")
+    except (ValueError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _file(name: str) -> str:
     """Where a picture can be written; noticed before the work."""
     path, kinds = Path(name), Figure().canvas.get_supported_filetypes()
     path = path if path.suffix else path.with_suffix(".png")
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    if not os.access(path.parent, os.W_OK) or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent} that can be written")
     if path.suffix[1:] not in kinds:
         raise argparse.ArgumentTypeError(f"expected a name that ends in one of {', '.join(kinds)}; got {name!r}")
     return str(path)

@@ -13,7 +13,7 @@ truth lies between the two. An ordinary network of the same size has a certifica
 from typing import NamedTuple
 
 import numpy as np
-from _common import arguments, finish, progress
+from _common import arguments, finish, progress, whole
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -109,8 +109,8 @@ def curves(model, x, y, radii):
 
 def main():
     parser = arguments(__doc__, "certified_mlp.png")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--radii", type=int, default=26, help="how many, from 0 to 1.25")
+    parser.add_argument("--steps", type=whole(1), default=2000)
+    parser.add_argument("--radii", type=whole(2), default=26, help="how many, from 0 to 1.25")
     args = parser.parse_args()
     mg.set_num_threads(1)  # the matrices are small
     digits = load_digits()

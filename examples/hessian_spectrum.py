@@ -5,7 +5,7 @@ plane of the two leading pairs that term is a curvature of −λ/(σ₁(σ₁ �
 """
 
 import numpy as np
-from _common import arguments, finish, progress
+from _common import arguments, finish, progress, whole
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -16,8 +16,8 @@ from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 parser = arguments(__doc__, "hessian_spectrum.png")
-parser.add_argument("--steps", type=int, default=300, help="of training")
-parser.add_argument("--iterations", type=int, default=60, help="of Lanczos, a Hessian-vector product each")
+parser.add_argument("--steps", type=whole(1), default=300, help="of training")
+parser.add_argument("--iterations", type=whole(1), default=60, help="of Lanczos, a Hessian-vector product each")
 args = parser.parse_args()
 exit_on_interrupt()
 mg.manual_seed(args.seed)

@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
-from _common import LOSSES, above_right, arguments, progress, save, show
+from _common import LOSSES, above_right, arguments, progress, save, show, whole
 from matplotlib.figure import Figure
 
 import minigrad as mg
@@ -155,15 +155,18 @@ def main():
     parser.add_argument("--download", action="store_true", help="fetch the data, 162 MB, where they are not there yet")
     parser.add_argument("--setting", default="C", choices=SETTINGS, help="of table 1")
     parser.add_argument("--loss", default="original", choices=LOSSES)
-    parser.add_argument("--steps", type=int, default=50_000, help="of the generator")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--width", type=int, default=64, help="channels of the first layer; 64 in the paper")
-    parser.add_argument("--look", type=int, default=500, help="steps from one look at the networks to the next")
+    parser.add_argument("--steps", type=whole(1), default=50_000, help="of the generator")
+    parser.add_argument("--batch", type=whole(1), default=64)
+    parser.add_argument("--width", type=whole(1), default=64, help="channels of the first layer; 64 in the paper")
+    parser.add_argument("--look", type=whole(1), default=500, help="steps from one look at the networks to the next")
     parser.add_argument("--checkpoints", type=Path, help="a folder: goes on from its newest, adds one at every look")
     args = parser.parse_args()
     if args.download and not (args.data / "cifar-10-batches-bin" / f"{BATCHES[-1]}.bin").exists():
         download(args.data)
-    images = load(args.data)
+    try:
+        images = load(args.data)
+    except (OSError, ValueError) as error:
+        parser.error(f"--data {error}")
 
     mg.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)

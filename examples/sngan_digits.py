@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 import numpy as np
-from _common import LOSSES, above_right, arguments, finish, progress, show
+from _common import LOSSES, above_right, arguments, finish, progress, show, whole
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from rich.console import Console
@@ -354,9 +354,9 @@ def main():
     parser.add_argument("--method", default="sn", choices=METHODS, help="; ".join(map(": ".join, METHODS.items())))
     parser.add_argument("--loss", default="hinge", choices=LOSSES)
     parser.add_argument("--compare", action="store_true", help="all methods, and spectral normalization by both losses")
-    parser.add_argument("--steps", type=int, default=2000, help="of the generator, and of the discriminator")
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--width", type=int, default=16, help="channels of the discriminator's first layer")
+    parser.add_argument("--steps", type=whole(1), default=2000, help="of the generator, and of the discriminator")
+    parser.add_argument("--batch", type=whole(1), default=64)
+    parser.add_argument("--width", type=whole(1), default=16, help="channels of the discriminator's first layer")
     parser.add_argument("--lr", type=float, default=2e-3)
     args = parser.parse_args()
     mg.set_num_threads(1)  # the layers are small

@@ -8,7 +8,7 @@ may be as steep as they like, and the penalty holds the slope of D at 1.
 import copy
 
 import numpy as np
-from _common import arguments, finish, progress, show
+from _common import arguments, finish, progress, show, whole
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
@@ -17,7 +17,7 @@ from minigrad.cli import exit_on_interrupt
 from minigrad.nn.utils import spectral_norm
 
 parser = arguments(__doc__, "wgan_gp_sn.png")
-parser.add_argument("--steps", type=int, default=1500, help="of the generator; the critic makes 3 for each")
+parser.add_argument("--steps", type=whole(1), default=1500, help="of the generator; the critic makes 3 for each")
 args = parser.parse_args()
 exit_on_interrupt()
 mg.manual_seed(args.seed)

@@ -67,6 +67,24 @@ def test_a_picture_that_cannot_be_written_is_noticed_before_the_work(name, text,
     assert found.returncode == 2 and re.search(text, found.stderr)
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "value"),
+    [
+        ("hessian_spectrum", "--iterations", "0"),
+        ("certified_mlp", "--radii", "1"),
+        ("sngan_digits", "--steps", "-2"),
+        ("wgan_gp_sn", "--seed", "-1"),
+        ("wgan_gp_sn", "--device", "tpu"),
+        ("sngan_cifar10", "--data", "nowhere"),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_the_work(name, argument, value):
+    pytest.importorskip("sklearn")
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), argument, value]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 2 and argument in found.stderr.splitlines()[-1] and "Traceback" not in found.stderr
+
+
 def test_a_name_without_an_ending(tmp_path):
     pytest.importorskip("sklearn")
     command = [sys.executable, str(EXAMPLES / "wgan_gp_sn.py"), "--out", str(tmp_path / "x"), "--steps", "2"]
