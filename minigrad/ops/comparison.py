@@ -239,6 +239,13 @@ def where(condition: Tensor, x: Operand, y: Operand) -> Tensor:
 
 @method("where")
 def _where_of(x: Tensor, condition: Tensor, y: Operand) -> Tensor:
+    """The tensor where `condition` holds, else y: as `mg.where(condition, self, y)`.
+
+    >>> import minigrad as mg
+    >>> x = mg.tensor([-1.0, 2.0])
+    >>> x.where(x > 0, 0.0)
+    tensor([0., 2.])
+    """
     return where(condition, x, y)
 
 
