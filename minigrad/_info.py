@@ -71,7 +71,9 @@ def _blas() -> str:
 
 def _cache(folder: Path) -> str:
     sizes = [path.stat().st_size for path in folder.glob("*.kernel")]
-    return f"{folder} ({len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB)"
+    there = next(path for path in (folder, *folder.parents) if path.exists())  # it is made with the first kernel
+    lost = "" if there.is_dir() and os.access(there, os.W_OK) else "; cannot be written: new kernels are not kept"
+    return f"{folder} ({len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB{lost})"
 
 
 def _cuda() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import minigrad as mg
-from minigrad import _checks, cli
+from minigrad import _checks, _info, cli
 from minigrad._cases import Case
 from minigrad._errors import UsageError
 from minigrad.ops.conventions import CONVENTIONS
@@ -140,6 +140,14 @@ def test_info_prints_aligned_facts(
     assert facts["kernel cache"] == f"{tmp_path} (1 files, 3.0 MiB)"
     first = mg.rand(3, dtype=mg.float64, generator=mg.Generator(3)).tolist()
     assert facts["random"] == f"seed 3 begins {' '.join(f'{x:.8f}' for x in first)}"
+
+
+def test_info_says_that_no_kernels_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MINIGRAD_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert "cannot be written" in _info.gather(0)["kernel cache"]
+    monkeypatch.setenv("MINIGRAD_CACHE_DIR", str(tmp_path / "later" / "cache"))
+    assert "cannot be written" not in _info.gather(0)["kernel cache"] and not (tmp_path / "later").exists()
 
 
 def test_info_needs_no_extra_and_no_other_part() -> None:
