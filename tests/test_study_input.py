@@ -87,6 +87,8 @@ def test_an_unwritable_folder_is_noticed_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out: expected a folder that can be written"):
         study("--quick", "--out", tmp_path / "file" / "out")
+    with pytest.raises(UsageError, match="--out: expected the name of a folder; got ''"):
+        study("--quick", "--out", "")
 
 
 def test_a_failing_write_leaves_the_older_report(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ REPORT = "report.html"
 
 def prepare(out: str, part: str = "study") -> Path:
     """The output folder, made if need be; UsageError if nothing can be written there."""
+    if not out:  # what `--out "$UNSET"` gives: the report's files would be strewn over the folder that one is in
+        raise UsageError(f"{part} --out: expected the name of a folder; got ''. Use . for this one.")
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
