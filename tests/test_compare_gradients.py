@@ -93,6 +93,19 @@ def directions(w, g, uv):
     return [unit(row) for row in rows]
 
 
+def test_the_distance_from_the_frozen_gradient_of_a_convolution():
+    """In the entries of the filters, each of which stands in many places of the convolution's matrix."""
+    module, g = spectral_norm(mg.nn.Conv1d(2, 3, 2, **F64), norm="operator", input_shape=6), mg.randn(3, 2, 2, **F64)
+    rows = {row["convention"]: row for row in compare_gradients(module, lambda: (module.weight * g).sum())}
+    made = module.parametrizations.weight
+    w, u, v = (x.detach().numpy() for x in (made.original, *made.stored()))
+    a = np.stack([u @ v[:, tap : tap + 5].T for tap in range(2)], axis=-1)  # σ = ⟨A, W⟩
+    right = (g.numpy() - (g.numpy() * w).sum() / (a * w).sum() * a) / (a * w).sum()
+    off = np.linalg.norm(g.numpy() - right) / np.linalg.norm(right)
+    assert rows["straight_through"]["relative"] == pytest.approx(off, rel=1e-10)
+    assert rows["fixed_uv"]["relative"] < 1e-12
+
+
 def test_at_converged_vectors_all_oracles_are_one():
     module, x = layer(n_init_iterations=3000), mg.randn(5, 6, **F64)
     for row in compare_gradients(module, lambda: module(x).sin().mean()):

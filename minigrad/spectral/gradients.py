@@ -169,11 +169,12 @@ class _Judge:
             raise ValueError(
                 f"{function.who}: σ of {weight.full_name} is 0, where W/σ has no derivative. Leave it out with layers=."
             )
-        upstream, point = self._upstream("frozen", raw), points["frozen"]
-        named = {"G": upstream, "W": raw, "u vᵀ": view.back(np.outer(*point), raw.shape)}
+        upstream, slope = self._upstream("frozen", raw), view.back(np.outer(*points["frozen"]), raw.shape)
+        named = {"G": upstream, "W": raw, "u vᵀ": slope}
         along = self.along = directions(raw, named, RANDOM, False, 0)
         self.scale = float(np.linalg.norm(upstream)) / sigmas["frozen"]
-        self.frozen = view.back(ORACLES["frozen"].gradient(view.flat(upstream), view.flat(raw), *point), raw.shape)
+        sigma = self._sigma("frozen", raw)  # (12) in the entries of the weight: a convolution's matrix repeats them
+        self.frozen = (upstream - np.vdot(upstream, raw) / sigma * slope) / sigma
         eps = max(function.eps, weight.eps())
         self.numeric = {
             name: _differences(partial(self._loss, name), raw, along, 0.1 * size, eps) for name, size in sigmas.items()
