@@ -41,9 +41,9 @@ def gradcheck(
     (the estimate is then about 1e-12 of the derivative); for an input of n > 64 elements, a single wrong entry of the
     size of the others from δ ≈ 1e-8 √n on. An fn that loses digits raises the estimate and with it these bounds.
 
-    A kink (relu at 0, a tie in a maximum) is harmless at any distance that a float64 resolves; *at* the kink central
-    differences give the mean of the two one-sided slopes, which is not what every convention says (relu′(0) = 0), and
-    the check fails: check beside it, and pin the kink's value by a test of its own.
+    A kink (relu at 0, a tie in a maximum) is harmless from 1e-5 of the input's scale on. Nearer, what it does to fn may
+    pass for noise; *at* the kink central differences give the mean of the two one-sided slopes, which is not what every
+    convention says (relu′(0) = 0). The check then fails: check beside it, and pin the kink by a test of its own.
 
     TypeError: an input to check, or an output, that is not float64. ValueError: no input requires grad, fn uses one of
     them from outside and not as its argument, or eps is not positive. GradcheckError names the input, the entry or

@@ -59,7 +59,7 @@ TRUE: dict[str, tuple[Callable[..., Any], list[mg.Tensor]]] = {
     "far from zero": (lambda x: (x * 1e-6).sin(), [(normal(4).detach() + 5e6).requires_grad_()]),
     "tiny inputs": (lambda x: x / x.norm(), [(normal(4).detach() * 1e-30).requires_grad_()]),
     "the edge of a domain near": (lambda x: x.sqrt(), [mg.tensor([1e-6, 1.0], dtype=mg.float64, requires_grad=True)]),
-    "a kink near": (lambda x: x.relu(), [mg.tensor([1e-4, -1e-4, 2.0], dtype=mg.float64, requires_grad=True)]),
+    "a kink near": (lambda x: x.relu(), [mg.tensor([1e-5, -1e-5, 1.0], dtype=mg.float64, requires_grad=True)]),
 }
 
 
