@@ -236,6 +236,7 @@ class Function(nn.Module):
         (lambda a, b, x: (b(a(x)), a(x))[0], "the input of Linear 'a' comes from"),
         (lambda a, b, x: b(a(x).reshape(-1, 4, 1).permute(1, 0, 2).reshape(-1, 4)), "comes from op 'permute'"),
         (lambda a, b, x: b(a(x).reshape(1, -1, 4)).reshape(-1, 4), r"'b' to be 3 examples; got shape \(1, 3, 4\)"),
+        (lambda a, b, x: b(x=a(x)), "Linear 'b' is called with its input by name"),
         (lambda a, b, x: a(x).sum(), "the output comes from op 'sum'"),
         (lambda a, b, x: [a(x)], "expected the model to return a tensor; got list"),
     ],
@@ -260,6 +261,7 @@ def test_errors():
         (nn.Sequential(hooked), x, ValueError, "Linear '0' has a forward hook"),
         (nn.BatchNorm1d(4, track_running_stats=False, **F64), x, ValueError, "BatchNorm1d has no running statistics"),
         (nn.Conv2d(2, 2, 2, **F64), image, ValueError, r"a batch \(N, C, …\) as the input of Conv2d; got .*3, 3\)"),
+        (nn.Linear(4, 4, **F64), x / 0, ValueError, r"a finite model\(x\); got NaN or infinity"),
         (nn.Tanh(), mg.zeros(0, 4), ValueError, r"a batch \(N, …\) with examples; got shape \(0, 4\)"),
         (nn.Tanh(), mg.zeros(4), ValueError, r"a batch \(N, …\) with examples; got shape \(4,\)"),
     ]:

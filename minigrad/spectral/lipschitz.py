@@ -54,8 +54,9 @@ def lipschitz_bounds(model: Module, x: Tensor) -> LipschitzBounds:
     products and functions between layers, residual branches say, cannot be seen from them, and are refused. Nothing
     changes.
 
-    ValueError: a layer that is not known or has no constant, one with a forward hook, and whatever is not a chain, all
-    with the layer's name; an x without examples. TypeError: an x that is not floating.
+    ValueError: a layer that is not known or has no constant, one with a forward hook or called with its input by name,
+    and whatever is not a chain, all with the layer's name; an x without examples, a model(x) that is not finite.
+    TypeError: an x that is not floating.
 
     Source: Miyato et al. 2018, arXiv 1802.05957, (7). Convolutions: Gouk et al., arXiv 1804.04368.
 
@@ -78,6 +79,8 @@ def lipschitz_bounds(model: Module, x: Tensor) -> LipschitzBounds:
     with enable_grad(), undisturbed(model):
         calls, out = _traced(model.eval(), start)
         _check_chain(calls, start, out)
+        if not np.isfinite(host(out)).all():
+            raise ValueError("lipschitz_bounds: expected a finite model(x); got NaN or infinity in it")
         rows = [_row(call) for call in calls]
         norms = np.linalg.norm(_jacobians(out, start), 2, axis=(1, 2))
     columns = [
@@ -120,12 +123,17 @@ def _traced(model: Module, x: Tensor) -> tuple[list[Call], Tensor]:
         hooked = bool(module._forward_hooks)
 
         def record(module: Module, args: tuple[Any, ...], out: Any, path: str = path, hooked: bool = hooked) -> None:
-            call = Call(path, module, args[0], out)
+            call = Call(path, module, args[0] if args else out, out)
             if type(module) not in CONSTANTS:
                 known = ", ".join(kind.__name__ for kind in CONSTANTS)
                 raise ValueError(f"lipschitz_bounds: no constant is known for {call.name}; there is one for {known}")
             if hooked:
                 raise ValueError(f"lipschitz_bounds: {call.name} has a forward hook, which may change what it gives")
+            if not args:
+                raise ValueError(
+                    f"lipschitz_bounds: {call.name} is called with its input by name, which hooks are not told. "
+                    f"Give it as the first argument."
+                )
             calls.append(call)
 
         handles.append(module.register_forward_hook(record))
