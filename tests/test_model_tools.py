@@ -1,5 +1,7 @@
 """What `diagnose` and `compare_gradients` share: a model is left as it was, and what has no answer is refused."""
 
+import math
+
 import pytest
 from normalized_layers import F64, layer, parts
 from normalized_zoo import Zoo
@@ -78,6 +80,7 @@ def test_errors():
         (compare(module, mg.tensor(1.0)), TypeError, "expected loss to be a callable, .*; got Tensor"),
         (compare(module, lambda: 1.0), ValueError, "to return a scalar Tensor.*; got float"),
         (compare(module, lambda: module(x).sum() / 0), ValueError, "a finite loss; .* returned -?inf"),
+        (compare(module, lambda: module(x).sum() * math.nan), ValueError, "a finite loss; .* returned nan"),
         (lambda: diagnose(module, lambda: module(x).sum() / 0), ValueError, "a finite loss; .* returned -?inf"),
         (compare(module, like="jax"), ValueError, "like to be of torch, .*; got jax"),
         (compare(module, like=["torch", "tf"]), ValueError, "or 'all'; got tf"),

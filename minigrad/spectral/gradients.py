@@ -102,6 +102,8 @@ def compare_gradients(
     libraries = None if like is None else _libraries(like)
     function = Loss(who, model, loss, weights)
     first, second = function({}), function({})
+    if not math.isfinite(first):
+        raise ValueError(f"{who}: expected a finite loss; loss() returned {first}")
     if first != second:
         raise ValueError(
             f"{who}: expected a deterministic loss; two evaluations gave {first!r} and {second!r}. Use the same batch "
