@@ -174,6 +174,23 @@ def test_unrolled_without_sweeps_is_fixed_uv():
     )
 
 
+@pytest.mark.parametrize("order", ["uv", "vu"])
+def test_unrolled_clamps_as_power_iteration_does(order):
+    """Sweeps in NumPy, each clamped at eps times the σ that it would have without; eps so large that all are."""
+    w, u, v, _ = case((4, 6), 0)
+    stepped = mg.tensor(u), mg.tensor(v)
+    w_bar = made("unrolled", mg.tensor(w), u, v, order=order, eps=0.9).numpy()
+    sigma = mg.spectral.power_iteration(mg.tensor(w), *stepped, 2, 0.9, order=order).item()
+    m, x = (w, v) if order == "uv" else (w.T, u)
+    for _ in range(2):
+        floor = 0.9 * np.linalg.norm(m.T @ unit(m @ x))
+        y = m @ x / max(np.linalg.norm(m @ x), floor)
+        x = m.T @ y / max(np.linalg.norm(m.T @ y), floor)
+    assert np.linalg.norm(y) < 0.99
+    assert sigma == pytest.approx(y @ m @ x, rel=1e-12)
+    np.testing.assert_allclose(w_bar, w / (y @ m @ x), rtol=1e-12)
+
+
 # The true pair --------------------------------------------------------------------------------------------------------
 
 
@@ -342,6 +359,8 @@ def test_errors():
         apply("fixed", w, u, v)
     with pytest.raises(ValueError, match="expected order 'uv' or 'vu'; got 'both'"):
         apply("unrolled", w, u, v, order="both")
+    with pytest.raises(ValueError, match="expected eps of at least 0; got -1"):
+        apply("unrolled", w, u, v, eps=-1)
     for name in ALL:
         with pytest.raises(ValueError, match=r"expected v of shape \(4,\)"):
             apply(name, w, u, u)

@@ -59,12 +59,11 @@ def _straight_through(weight: Tensor, at: Point) -> Tensor:
 
 
 def _unrolled(weight: Tensor, at: Point) -> Tensor:
-    """The sweeps in public ops, from constant vectors; a clamp at eps σ, as in `power_iteration`."""
+    """The sweeps in public ops, from constant vectors; each clamps at its own eps σ, as `power_iteration` does."""
     u, v = at.u, at.v
     there, back = at.map.products(weight)
-    n = at.n_power_iterations
-    floor = at.map.sweep(weight, u, v, n, at.eps, at.order)[2] * at.eps if n else at.sigma
-    for _ in range(n):
+    for _ in range(at.n_power_iterations):
+        floor = at.map.sweep(weight, u.detach(), v.detach(), 1, 0.0, at.order)[2] * at.eps
         if at.order == "uv":
             u = _unit(there(v), floor)
             v = _unit(back(u), floor)
@@ -232,6 +231,8 @@ def apply(
     convention(gradient)
     if order not in ORDERS:
         raise ValueError(f"apply: expected order 'uv' or 'vu'; got {order!r}")
+    if not eps >= 0:
+        raise ValueError(f"apply: expected eps of at least 0; got {eps}")
     matrix = MatrixMap(check("apply", weight, u, v, dim))
     return normalize(
         gradient, weight, u, v, matrix, n_power_iterations=n_power_iterations, eps=eps, order=order, sigma=sigma
