@@ -7,12 +7,13 @@ same code; the shapes, modes and memory that all of it depends on are compared w
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from minigrad._guards import Guards
-from minigrad._mode import is_grad_enabled, mode, witnessed
+from minigrad._mode import mode, witnessed
 from minigrad._tensor import Tensor
 from minigrad._watch import WHO, Watch
 from minigrad.device import check, cuda, kernels, out_of_memory
@@ -21,6 +22,7 @@ from minigrad.nn.module import Module
 from minigrad.ops.shape import clone
 from minigrad.optim.optimizer import Optimizer
 
+_training = operator.attrgetter("training")
 _CONSTANTS = bool | int | float | str | None
 
 
@@ -30,9 +32,8 @@ class CapturedStep:
     def __init__(self, fn: Callable[..., Any], device: str):
         self._fn, self._device = fn, device
         self._asked: dict[Any, Any] = {}  # what the arguments looked like
-        self._modules: dict[int, Module] = {}
         self._roots: list[Module] = []
-        self._modes: list[tuple[Module, bool]] = []
+        self._modes: dict[Module, bool] = {}  # was it in training mode?
         self._recording: Any = None
         self._one_at_a_time = threading.RLock()  # the memory is the step's: threads take turns
         self._leaves: list[Tensor] = []  # with a gradient when the step is over
@@ -42,16 +43,18 @@ class CapturedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if mode.recorder is not None:
             raise RuntimeError(f"{WHO}: a captured step cannot be a part of another one")
+        given: dict[Any, Any] = dict(enumerate(args))
+        given.update(kwargs)
         with self._one_at_a_time:
-            return self._call({**dict(enumerate(args)), **kwargs})
+            return self._call(given)
 
     def _call(self, given: dict[Any, Any]) -> Any:
-        modes = {"grad mode": is_grad_enabled(), "anomaly mode": mode.anomaly}
-        asked = {name: _look(name, x) for name, x in given.items()} | modes
+        asked = {name: _look(name, x) for name, x in given.items()}
+        asked["grad mode"], asked["anomaly mode"] = mode.grad, mode.anomaly
         if not self._asked:
             return self._warm_up(given, asked)
         self._compare(asked)
-        if any(leaf.grad is not None for leaf in self._bare):
+        if self._bare and any(leaf.grad is not None for leaf in self._bare):
             self._recording = None  # does the step drop them itself? The record does not say
         if self._recording is None:
             results, gradients = self._capture(given)
@@ -93,8 +96,8 @@ class CapturedStep:
         watch = Watch(self._device, inputs)
         with watch.watching():
             out = _run(self._fn, inputs)
-        self._asked, self._modules, self._roots = asked, watch.modules, watch.roots
-        self._modes = [(m, m.training) for m in watch.modules.values()]
+        self._asked, self._roots = asked, watch.roots
+        self._modes = {m: m.training for m in watch.modules.values()}
         self._leaves, self._optimizers = list(watch.leaves.values()), list(watch.optimizers.values())
         # Copies: nobody else shall hold what the step lets go of, as the second call sees that by its being gone.
         return _each(out, lambda x: clone(x.detach()))
@@ -138,13 +141,13 @@ class CapturedStep:
         self._recording, self._leaves = recording, leaves
         self._dropped = [leaf for leaf in watch.leaves.values() if leaf.grad is None]
         self._bare = [leaf for leaf in bare if id(leaf) in watch.leaves.keys() - watch.zeroed]
-        self._modules, self._roots, self._changed = watch.modules, watch.roots, watch.changed
-        self._modes = [(m, m.training) for m in watch.modules.values()]
+        self._roots, self._changed = watch.roots, watch.changed
+        self._modes = {m: m.training for m in watch.modules.values()}
         self._guards = Guards(watch.modules.values(), watch.stepped, [x for x, _ in used])
         return made
 
     def _tensors(self) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
-        for m in self._modules.values():
+        for m in self._modes:
             for tree in (m._parameters, m._buffers):
                 for name, x in tree.items():
                     if x is not None:
@@ -160,13 +163,13 @@ class CapturedStep:
                         f"{WHO}: {what} was {was} in the first step; got {now}. A captured step does one thing: make "
                         f"another one, and pass numbers that change as tensors."
                     )
-        for module, training in self._modes:
-            if module.training is not training:
-                words = ("evaluation", "training")
-                raise RuntimeError(
-                    f"{WHO}: {type(module).__name__} was in {words[training]} mode in the first step, and is in "
-                    f"{words[module.training]} mode now. Make a step for each mode."
-                )
+        if list(map(_training, self._modes)) != list(self._modes.values()):
+            words = ("evaluation", "training")
+            module, training = next((m, then) for m, then in self._modes.items() if m.training is not then)
+            raise RuntimeError(
+                f"{WHO}: {type(module).__name__} was in {words[training]} mode in the first step, and is in "
+                f"{words[module.training]} mode now. Make a step for each mode."
+            )
 
 
 def _run(fn: Callable[..., Any], inputs: dict[Any, Any]) -> Any:

@@ -29,14 +29,14 @@ class Guards:
         self._then = self._look()
 
     def _look(self) -> list[Any]:
-        """All that must stay the same object; listed by calls without Python, as it is asked for before each step."""
-        return [
-            *chain.from_iterable(map(dict.values, self._trees)),
-            *map(_data, self._tensors),
-            *map(_required, self._tensors),
-            *[p for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]],
-            *[optimizer.state.get(p) for optimizer, p in self._stepped],
-        ]
+        """All that must stay the same object; listed without Python where it can be, as each step asks for it."""
+        found = [*chain.from_iterable(map(dict.values, self._trees)), *map(_data, self._tensors)]
+        found += map(_required, self._tensors)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                found += group["params"]
+        found += [optimizer.state.get(p) for optimizer, p in self._stepped] if self._stepped else ()
+        return found
 
     def check(self) -> None:
         """RuntimeError if anything is not what it was."""
