@@ -78,19 +78,19 @@ def test_any_extents_and_any_bands(batch, channels, filters, space, padding, nea
 @pytest.mark.parametrize(
     ("sizes", "layout", "dtype", "taken"),
     [
-        (shapes(4, 32, 40, (8, 9), (1, 1)), EVERY, np.float32, True),
-        (shapes(4, 32, 40, (8, 9), (1, 1)), EVERY, np.float16, True),  # in float32
-        (shapes(4, 32, 40, (8, 9), (1, 1)), EVERY, np.float64, False),
-        (shapes(4, 31, 40, (8, 9), (1, 1)), EVERY, np.float32, False),  # few channels,
-        (shapes(4, 32, 31, (8, 9), (1, 1)), EVERY, np.float32, False),  # few filters,
-        (shapes(1, 32, 40, (8, 9), (1, 1)), EVERY, np.float32, False),  # few patches,
-        (shapes(64, 32, 40, (3, 3), (1, 1)), EVERY, np.float32, False),  # patches that are half outside
-        (((4, 64, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 8, 9)), (*EVERY[:3], 2), np.float32, False),
-        (((4, 32, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 4, 5)), ((2, 2), *EVERY[1:]), np.float32, False),
-        (((4, 32, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 8, 9)), ((1, 1), (2, 2), (2, 2), 1), np.float32, False),
-        (((4, 32, 8, 9), (40, 32, 3, 3), (40,), (4, 40, 12, 13)), ((1, 1), (3, 3), (1, 1), 1), np.float32, False),
-        (((4, 32, 8, 9), (40, 32, 3, 1), (40,), (4, 40, 8, 9)), ((1, 1), (1, 0), (1, 1), 1), np.float32, False),
-        (((40, 32, 9), (40, 32, 3), (40,), (40, 40, 9)), ((1,), (1,), (1,), 1), np.float32, False),
+        (shapes(7, 48, 50, (8, 9), (1, 1)), EVERY, np.float32, True),
+        (shapes(7, 48, 50, (8, 9), (1, 1)), EVERY, np.float16, True),  # in float32
+        (shapes(7, 48, 50, (8, 9), (1, 1)), EVERY, np.float64, False),
+        (shapes(7, 47, 50, (8, 9), (1, 1)), EVERY, np.float32, False),  # few channels,
+        (shapes(7, 48, 47, (8, 9), (1, 1)), EVERY, np.float32, False),  # few filters,
+        (shapes(6, 48, 50, (8, 9), (1, 1)), EVERY, np.float32, False),  # few patches,
+        (shapes(64, 48, 50, (7, 7), (1, 1)), EVERY, np.float32, False),  # patches that are outside by a quarter
+        (((7, 96, 8, 9), (50, 48, 3, 3), (50,), (7, 50, 8, 9)), (*EVERY[:3], 2), np.float32, False),
+        (((7, 48, 16, 18), (50, 48, 3, 3), (50,), (7, 50, 8, 9)), ((2, 2), *EVERY[1:]), np.float32, False),
+        (((7, 48, 8, 9), (50, 48, 3, 3), (50,), (7, 50, 8, 9)), ((1, 1), (2, 2), (2, 2), 1), np.float32, False),
+        (((7, 48, 8, 9), (50, 48, 3, 3), (50,), (7, 50, 12, 13)), ((1, 1), (3, 3), (1, 1), 1), np.float32, False),
+        (((7, 48, 8, 9), (50, 48, 3, 1), (50,), (7, 50, 8, 9)), ((1, 1), (1, 0), (1, 1), 1), np.float32, False),
+        (((70, 48, 9), (50, 48, 3), (50,), (70, 50, 9)), ((1,), (1,), (1,), 1), np.float32, False),
     ],
 )
 def test_where_it_is_taken(sizes, layout, dtype, taken, used):
@@ -102,7 +102,7 @@ def test_where_it_is_taken(sizes, layout, dtype, taken, used):
 
 def test_the_switch_turns_it_off(used, monkeypatch):
     monkeypatch.setattr(_tile, "PLAIN", True)
-    x, w, b, _ = normal(*shapes(4, 32, 40, (8, 9), (1, 1)))
+    x, w, b, _ = normal(*shapes(7, 48, 50, (8, 9), (1, 1)))
     kernels.conv(x, w, b, *EVERY)
     assert used == [False]
 
@@ -129,9 +129,9 @@ def test_its_error_is_that_of_the_direct_sum(batch, channels, filters, side, use
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
 def test_what_is_not_finite_stays_in_its_windows(value, used):
     """The last number is finite, but not what is made of it."""
-    x, w, b, g = normal(*shapes(4, 32, 40, (8, 9), (1, 1)))
+    x, w, b, g = normal(*shapes(7, 48, 50, (8, 9), (1, 1)))
     x[2, 5, 4, 4] = g[2, 5, 4, 4] = value
-    seen = np.zeros((4, 1, 8, 9), bool)
+    seen = np.zeros((7, 1, 8, 9), bool)
     seen[2, 0, 3:6, 3:6] = True
     before = both(np.where(np.isfinite(x) & (abs(x) < 1e38), x, 0), w, b, np.where(abs(g) < 1e38, g, 0), (1, 1))
     made = both(x, w, b, g, (1, 1))
@@ -144,7 +144,7 @@ def test_what_is_not_finite_stays_in_its_windows(value, used):
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_threads_change_no_bit(threads, used, monkeypatch):
     """Nor does the serial variant, however many parts the work is cut into."""
-    arrays = normal(*shapes(5, 33, 70, (15, 14), (1, 1)))
+    arrays = normal(*shapes(5, 49, 70, (15, 14), (1, 1)))
     parallel = both(*arrays, (1, 1))
     monkeypatch.setattr(_jit, "_forked", True)
     monkeypatch.setattr(_winograd, "num_threads", lambda: threads)
@@ -154,9 +154,9 @@ def test_threads_change_no_bit(threads, used, monkeypatch):
 
 
 def test_an_image_makes_the_same_in_any_batch(used):
-    x, w, b, _ = normal(*shapes(6, 32, 40, (12, 12), (1, 1)))
+    x, w, b, _ = normal(*shapes(8, 48, 49, (12, 12), (1, 1)))
     together = kernels.conv(x, w, b, *EVERY)
-    assert (kernels.conv(x[3:5], w, b, *EVERY) == together[3:5]).all() and used == [True, True]
+    assert (kernels.conv(x[3:7], w, b, *EVERY) == together[3:7]).all() and used == [True, True]
 
 
 def test_what_its_memory_held_before_does_not_matter(used, monkeypatch):
@@ -164,7 +164,7 @@ def test_what_its_memory_held_before_does_not_matter(used, monkeypatch):
     new = _scratch._new
     monkeypatch.setattr(_scratch, "_buffers", [])
     monkeypatch.setattr(_scratch, "_new", lambda size: np.full_like(new(size), 255))
-    arrays = normal(*shapes(3, 33, 41, (13, 9), (1, 1)))
+    arrays = normal(*shapes(5, 49, 50, (13, 9), (1, 1)))
     for ours, exact in zip(both(*arrays, (1, 1)), by_definition(*arrays, (1, 1)), strict=True):
         np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-4)
     assert used == [True, True]

@@ -110,7 +110,7 @@ def conv2d(
     One floating dtype for all; float16 is computed in float32. ValueError for shapes and numbers that do not fit
     together, TypeError for dtypes. Extents: Dumoulin and Visin, arXiv 1603.07285.
 
-    On the CPU, where 32 or more 3×3 filters at stride 1 see as many channels in float32, it is Winograd's F(2×2, 3×3):
+    On the CPU, where 48 or more 3×3 filters at stride 1 see as many channels in float32, it is Winograd's F(2×2, 3×3):
     its error is as small, but relative to the largest of 4×4 pixels. `MINIGRAD_PLAIN_KERNELS=1` turns it off.
 
     >>> import minigrad as mg

@@ -40,8 +40,8 @@ Extents = tuple[int, ...]
 _NEAR = 2**19
 #: Numbers in the output from which a second thread pays.
 _PARALLEL_FROM = 2**14
-#: What has to be there for transforming it to pay: channels, filters, and patches for each of the filters.
-_CHANNELS, _PATCHES = 32, 64
+#: How many must share what is transformed for that to pay: filters a patch, channels a result, and patches a filter.
+_CHANNELS, _PATCHES = 48, 128
 #: Of 16 transformed numbers, the one that all four pixels take once: where the bias is added.
 _MIDDLE = 5
 
@@ -148,7 +148,9 @@ def _multiply(
                     for c in range(0, pitch, vector):
                         at = corners[band, t] + c
                         _transform_patch(patch, t * pitch + c, 4 * step, step, laid, at, line, channels)
-            total[_MIDDLE] = bias[panel]
+            for i in range(tiles):
+                for j in range(width):
+                    total[_MIDDLE, i, j] = bias[panel, j]
             for k in range(16):
                 for i in range(0, tiles, height):
                     left, right = patch[(k * tiles + i) * pitch :], filters[panel, k]
@@ -205,7 +207,7 @@ def _pays(out: Any, x: Any, kernel: Extents, stride: Extents, padding: Extents, 
     return (
         min(x.shape[1], out.shape[1]) >= _CHANNELS
         and len(x) * patches >= _PATCHES
-        and 16 * patches <= 6 * math.prod(out.shape[2:])  # what patches compute outside of the image is lost
+        and 16 * patches <= 5 * math.prod(out.shape[2:])  # what patches compute outside of the image is lost
         and not _tile.PLAIN
     )
 
