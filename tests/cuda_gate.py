@@ -71,6 +71,8 @@ def compiled(kernel: Any, dtypes: str, signature: Any, architecture: tuple[int, 
     wide = "float64" in str(signature) or kernel.name in FOLDING
     if ".f64" in ptx and not wide:
         row = row._replace(complaint="float64 instructions in a kernel without float64")
+    if re.search(r"cvt\.rni\.[su]\d+\.f16", ptx):
+        row = row._replace(complaint="a float16 becomes an integer by rounding, not by cutting off")
     row = row._replace(complaint=row.complaint or moved_singly(row, ptx))
     return assembled(row, ptx) if shutil.which("ptxas") else row
 

@@ -50,6 +50,10 @@ def _wrong(out):
 def _fine(out):
     out[0] = out[1]
 
+@kernel("i8[] f2[]")
+def _rounding(out, x):
+    out[0] = x[0]
+
 @kernel("T[]", name="quads", T=("f4", "f8"))
 def _singly(out):
     out[0] = out[1]
@@ -65,6 +69,7 @@ def test_the_gate_sees_what_is_wrong_in_a_file_that_nobody_imports(tmp_path: Pat
     complaints = {row[0]: row[-1] for row in (line.split("\t") for line in made.stdout.splitlines())}
     assert complaints["bad._fine"] == "not in cuda_registers.tsv: run tests/cuda_gate.py --write"
     assert complaints["bad._creeping"] == "float64 instructions in a kernel without float64"
+    assert complaints["bad._rounding"].startswith("a float16 becomes an integer by rounding")
     assert complaints["bad._wrong"].startswith("does not compile")
     assert complaints["bad._singly.quads"] == "0 times ld.global.v2.f64; expected 4"
 

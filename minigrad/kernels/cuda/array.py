@@ -15,7 +15,7 @@ import numpy as np
 from minigrad.kernels.cuda import memory
 from minigrad.kernels.cuda._numba import ALIGNED, cuda
 from minigrad.kernels.cuda._stream import copy_in, copy_out, here
-from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, STORED, Kernel, helper, kernel
+from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, STORED, Kernel, helper, kernel
 from minigrad.kernels.recording import COPIES, READS
 
 Shape = tuple[int, ...]
@@ -301,15 +301,16 @@ def _conversion(source: str, targets: tuple[str, ...]) -> Kernel:
     return convert
 
 
-# A bool becomes a float16, and a float16 a bool, by way of float32: the compiler knows no shorter one.
-_REACHED = {"?": COMPUTED, "f2": (*NUMBERS, "f2")}
-_BY_FLOAT32 = {np.dtype("?"), np.dtype("f2")}
-_CONVERT = {np.dtype(source): _conversion(source, _REACHED.get(source, STORED)) for source in STORED}
+# By way of float32 a bool becomes a float16, and a float16 a bool, as the compiler knows no shorter one, or an integer,
+# as it would round to the nearest one.
+_REACHED = dict.fromkeys(STORED, STORED) | {"?": COMPUTED, "f2": (*FLOATS, "f2")}
+_CONVERT = {np.dtype(source): _conversion(source, targets) for source, targets in _REACHED.items()}
+_DIRECTLY = {np.dtype(source): set(map(np.dtype, targets)) for source, targets in _REACHED.items()}
 
 
 def write(out: Array, x: Array) -> None:
     """Every element of `out` := x, which broadcasts to it, converted to its dtype."""
-    if {x.dtype, out.dtype} == _BY_FLOAT32:
+    if out.dtype not in _DIRECTLY[x.dtype]:
         x = cast(x, np.float32)
     _CONVERT[x.dtype].each(out.size, out, x, geometry_of(out.shape, out, x))
 
