@@ -280,6 +280,14 @@ def test_every_op_of_the_table(device: str, stays: bool, monkeypatch: pytest.Mon
         assert (REPLAYED - replayed if stays else replayed) == set()
 
 
+def test_extrema_along_a_dimension() -> None:
+    """Where they stand is found on the device, and is not looked at."""
+    x = mg.tensor([[1.0, 5.0, 5.0], [7.0, -3.0, 2.0]])
+    step = mg.capture(lambda x: (*x.max(1), *x.min(-2, keepdim=True)))
+    for y in (x, x, x.flip(1), -x):
+        np.testing.assert_equal(lists(step(y)), lists((*y.max(1), *y.min(-2, keepdim=True))))
+
+
 CALL = re.compile(r"= (\w+)\(")
 REPLAYED = {  # first of a row
     "linear", "sum", "log_softmax", "sigmoid", "softplus", "relu", "leaky_relu", "elu", "gelu", "silu", "rsqrt",

@@ -14,7 +14,7 @@ from minigrad.ops._arguments import Dim
 from minigrad.ops._operands import to_dtype
 from minigrad.ops.arithmetic import pow
 from minigrad.ops.comparison import eq, isfinite, ne, where
-from minigrad.ops.index import gather
+from minigrad.ops.index import _gather
 from minigrad.ops.shape import _slice, clone, expand, flip, reshape
 from minigrad.ops.unary import abs as _abs, square
 
@@ -203,7 +203,7 @@ def min(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
 
 
 def _extreme_at(indices: Tensor, x: Tensor, dim: int, keepdim: bool) -> Extremum:
-    values = gather(x, dim, indices)
+    values = _gather(x, indices, dim=arguments.dim("gather", x, dim))  # which need not be looked at: they are in range
     return Extremum(values, indices) if keepdim else Extremum(values.squeeze(dim), indices.squeeze(dim))
 
 
