@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -290,6 +293,18 @@ def test_memory_is_handed_out_again(device: str) -> None:
     assert mg.cuda.memory_reserved() == reserved
     mg.cuda.empty_cache()
     assert mg.cuda.memory_reserved() == mg.cuda.memory_allocated() == before < reserved
+
+
+def test_memory_given_back_does_not_wait_to_be_freed(on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numba-cuda keeps freed memory in a list of its memory manager; the list of its context is for other things."""
+    memory = importlib.import_module("minigrad.kernels.cuda.memory")
+    cleared: list[str] = []
+    waiting = {name: SimpleNamespace(clear=functools.partial(cleared.append, name)) for name in ("memory", "streams")}
+    manager = SimpleNamespace(deallocations=waiting["memory"])
+    context = SimpleNamespace(deallocations=waiting["streams"], memory_manager=manager)
+    monkeypatch.setattr(memory.cuda, "current_context", lambda: context)
+    mg.cuda.empty_cache()
+    assert "memory" in cleared
 
 
 def test_what_has_no_kernel_says_so(device: str) -> None:

@@ -129,9 +129,9 @@ def _release() -> None:
     cuda.synchronize()
     for blocks in list(_free.values()):
         blocks.clear()
-    waiting = getattr(cuda.current_context(), "deallocations", None)  # the simulator keeps no such list
-    if waiting is not None:
-        waiting.clear()
+    manager = getattr(cuda.current_context(), "memory_manager", None)  # the simulator has none
+    if manager is not None:
+        manager.deallocations.clear()  # where the compiler lets freed memory wait; its context has another such list
 
 
 def synchronize() -> None:
