@@ -307,6 +307,20 @@ def test_memory_given_back_does_not_wait_to_be_freed(on_cuda: None, monkeypatch:
     assert "memory" in cleared
 
 
+def test_places_that_uint32_cannot_count_are_refused(on_cuda: None) -> None:
+    """Of memory that is only said to be so large."""
+    k = kernels("cuda")
+    part = k.empty((2, 3), np.float32)
+    whole = part.view((1 << 16, (1 << 16) + 1), ((1 << 16) + 1, 1))
+    block, size = part.buffer.block, part.buffer.block.size
+    block.size = 4 * whole.size
+    for ask in (k.sum, k.amax, lambda x, dims, keepdim: k.logsumexp(x, *dims, keepdim)):
+        with pytest.raises(ValueError, match="fewer than 2\\*\\*32 places apart"):
+            ask(whole, (1,), False)
+    assert k.softmax(part.view((2, 3), (8, 1)), 1).shape == (2, 3)
+    block.size = size
+
+
 def test_what_has_no_kernel_says_so(device: str) -> None:
     k = kernels(device)
     assert not hasattr(k, "no_such_kernel")

@@ -56,12 +56,20 @@ class Array:
     @property
     def flat(self) -> Any:
         """The memory from the array's lowest element on, as a flat device array. Its length may go beyond the array."""
+        self._in_reach()
         return self.buffer.block.flat(self.dtype, self._lowest)
+
+    def _in_reach(self) -> None:
+        """ValueError if the array is not for kernels, which count places from the lowest element on in uint32."""
+        if self.buffer.block.size // self.dtype.itemsize >> 32 and self.size:
+            reach = sum((n - 1) * abs(s) for n, s in zip(self.shape, self.strides, strict=True))
+            if reach >> 32:
+                raise ValueError(f"a CUDA kernel: expected elements fewer than 2**32 places apart; got {reach}")
 
     @property
     def address(self) -> int:
         """Where `flat` begins."""
-        return self.words[4]
+        return self.buffer.block.address + self._lowest * self.dtype.itemsize
 
     @property
     def is_aligned(self) -> bool:
@@ -72,6 +80,7 @@ class Array:
     def words(self) -> Shape:
         """What stands for `flat` among a kernel's arguments: two owners, extent, size of an element, …, stride."""
         if self._words is None:
+            self._in_reach()
             block, width, lowest = self.buffer.block, self.dtype.itemsize, self._lowest
             extent = block.size // width - lowest
             self._words = 0, 0, extent, width, block.address + lowest * width, extent, width
