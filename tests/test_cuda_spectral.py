@@ -178,14 +178,17 @@ def names(launched: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(("order", "columns", "sweep"), [
     ("uv", 11, ["hold", "_gather", "_finish"]),
-    ("uv", 30, ["_times_columns", "_gather", "_times_rows", "_gather", "_finish"]),
+    ("uv", None, ["_times_columns", "_gather", "_times_rows", "_gather", "_finish"]),
     ("vu", 11, ["_times_rows", "_gather", "_times_columns", "_gather", "_finish"]),
 ])  # fmt: skip
-def test_launches_of_a_step(unread: None, launched: list[str], order: str, columns: int, sweep: list[str]) -> None:
-    """Forward: a sweep and one more; backward: two. No result is waited for."""
+def test_launches_of_a_step(unread: None, launched: list[str], order: str, columns: Any, sweep: list[str]) -> None:
+    """Forward: a sweep and one more; backward: two. No result is waited for. None: more columns than a block holds."""
+    from minigrad.kernels.cuda import _sweep
     from minigrad.ops.conventions import apply
     from minigrad.ops.spectral import sweep as swept
 
+    if columns is None:
+        columns = 1 + max(_sweep._HOLD[np.dtype(np.float32)]) * _sweep._WARP * _sweep._MOST_WARPS
     w, u, v, g = case((8, columns), 0, dtype=np.float32)
     weight, u, v, g = (mg.tensor(x, **CUDA) for x in (w, u, v, g))
     weight.requires_grad_()
@@ -252,8 +255,9 @@ def test_a_step_is_one_launch_and_the_cpus(
         both[1].step()
         assert [name for name in launched[before:] if "fill" not in name] == [launched[-1]]
     monkeypatch.undo()
+    tolerance = 20 * np.finfo(dtype).eps  # a GPU fuses a product with its sum
     for p, q in zip(here, there, strict=True):
-        np.testing.assert_allclose(q.detach().to("cpu").numpy(), p.detach().numpy(), rtol=20 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(q.detach().to("cpu").numpy(), p.detach().numpy(), rtol=tolerance, atol=tolerance)
 
 
 @on_cuda
