@@ -93,12 +93,15 @@ def conduct(
         console.width = 160
     results: list[suite.Result] = []
     rows: list[dict[str, Any]] = []
+    more = {} if gpu is None else {"gpu": gpu}
     for case in track(table, "cases", console=console, transient=True):
         results.append(suite.one(case, sides, pace, stopwatch))
         if gpu is None and case.size:
             weighed = [name for name in results[-1].seconds if name in processes.STARTS]
             found = {name: processes.peak(name, case.group, case.name, arguments.quick) for name in weighed}
             results[-1].memory = found
+        if arguments.json:  # a file of one's own has all that is known when the run is cut short
+            report.write(path, report.document(results, rows, missing, quick=arguments.quick, **more))
     if starting:
         first = next(case.name for case in everything if case.group == "training steps")
         begun = [side.name for side in sides if side.name in processes.STARTS]
@@ -109,7 +112,6 @@ def conduct(
         report.show_starts(console, rows)
     for name, why in missing.items():
         console.print(f"[dim]{name}: {why}[/]")
-    more = {} if gpu is None else {"gpu": gpu}
     report.write(path, report.document(results, rows, missing, quick=arguments.quick, **more))
     for made in [path, *plots.draw(path.parent, path.stem, results, rows)]:
         console.print(f"wrote {made}", soft_wrap=True)

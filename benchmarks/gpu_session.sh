@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU is asked for: benchmarks/gpu_session.sh FOLDER, from the root of the repository.
+# All that a machine with a GPU is asked for: benchmarks/gpu_session.sh FOLDER [PART…], from the root of the repository.
 # Logs and JSON go to FOLDER; a part that fails or takes too long does not stop the others. Nothing is installed.
-# PYTHON: the interpreter (default: python3).
+# PARTs, of those below, where time is short (default: all). PYTHON: the interpreter (default: python3).
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(mkdir -p "${1:?usage: benchmarks/gpu_session.sh FOLDER}" && cd "$1" && pwd)
+out=$(mkdir -p "${1:?usage: benchmarks/gpu_session.sh FOLDER [PART…]}" && cd "$1" && pwd)
+shift
+chosen=" $* "
 python=${PYTHON:-python3}
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # examples lie in a folder of their own, and minigrad is not installed
 export NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS=0 PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 failed=()
 
-part() { # NAME SECONDS COMMAND…: into FOLDER/NAME.log
+part() { # NAME SECONDS COMMAND…: into FOLDER/NAME.log; interrupted when it is late, so that pytest says what it has seen
     local name=$1 limit=$2 code=0
     shift 2
+    [[ $chosen = "  " || $chosen = *" $name "* ]] || return 0
     echo "== $name: $* (at most $limit s)"
-    timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+    timeout --signal=INT --kill-after=20 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
     tail -n 5 "$out/$name.log"
     [ $code -eq 0 ] && return
     [ $code -eq 124 ] && echo "-- $name: out of time" || echo "-- $name: exit code $code"
@@ -32,7 +36,7 @@ if command -v compute-sanitizer >/dev/null; then
         part "$tool" "${SANITIZER_S:-900}" compute-sanitizer --tool "$tool" --error-exitcode 9 --log-file "$out/$tool.found" \
             "$python" -m pytest -q -x --device cuda -p no:cacheprovider "${sanitized[@]}"
     done
-else
+elif [[ $chosen = "  " ]]; then
     echo "== compute-sanitizer is not installed: left out" | tee "$out/sanitizer.log"
 fi
 part study 300 "$python" -m minigrad study --quick --device cuda --out "$out/study"

@@ -351,18 +351,43 @@ def test_the_gpu_command_on_a_fake_card(tmp_path, monkeypatch, capsys):
     }
 
 
+def test_a_run_that_is_cut_short_leaves_what_it_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "card", dict)
+    one, begun = suite.one, []
+
+    def until_the_second(case, *rest):
+        begun.append(case.name)
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return one(case, *rest)
+
+    monkeypatch.setattr(suite, "one", until_the_second)
+    path = tmp_path / "cuda.json"
+    with pytest.raises(KeyboardInterrupt):
+        cuda.main(["--quick", "--only", "SN node", "--json", str(path)], [Minigrad()], wall_clock)
+    assert [case["name"] for case in json.loads(path.read_text())["cases"]] == begun[:1]
+
+
 def test_the_script_for_a_gpu_goes_on_after_failures(tmp_path):
     if not (bash := shutil.which("bash")):
         pytest.skip("needs bash")
     script = Path(command.__file__).parent / "gpu_session.sh"
-    stub = '#!/bin/sh\necho "ran $*"\ncase "$*" in *-m\\ pytest*) exit 3;; *) exit 0;; esac\n'
+    stub = '#!/bin/sh\necho "ran $* in $PYTHONPATH"\ncase "$*" in *-m\\ pytest*) exit 3;; *) exit 0;; esac\n'
     for name, text in (("python", stub), ("nvidia-smi", "#!/bin/sh\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}:/usr/bin:/bin"
     out = tmp_path / "out"
     environment = {"PATH": path, "PYTHON": str(tmp_path / "python")}
-    done = subprocess.run([bash, str(script), str(out)], env=environment, capture_output=True, text=True, timeout=20)
+
+    def session(*parts):
+        given = [bash, str(script), str(out), *parts]
+        return subprocess.run(given, env=environment, capture_output=True, text=True, timeout=20)
+
+    chosen = session("example", "info")
+    assert chosen.returncode == 0 and sorted(path.name for path in out.glob("*.log")) == ["example.log", "info.log"]
+    assert f"in {script.parents[1]}" in (out / "example.log").read_text()
+    done = session()
     assert done.returncode == 1 and "-- tests: exit code 3" in done.stdout
     assert f"ran -m benchmarks.cuda --json {out}/cuda.json" in (out / "benchmarks.log").read_text()
     assert "failed (tests" in done.stdout.splitlines()[-1]
