@@ -20,6 +20,7 @@ class Guards:
     def __init__(self, modules: Iterable[Module], stepped: Sequence[tuple[Optimizer, Tensor]], others: list[Tensor]):
         self._trees = [tree for m in modules for tree in (m._parameters, m._buffers, m._modules, m._forward_hooks)]
         self._forms = [dict(tree) for tree in self._trees]
+        self._filled, self._empty = [t for t in self._trees if t], [t for t in self._trees if not t]
         named = {id(x): (x, name) for form in self._forms for name, x in form.items() if isinstance(x, Tensor)}
         named |= {id(x): (x, "") for x in others if id(x) not in named}
         self._tensors, self._names = [x for x, _ in named.values()], [name for _, name in named.values()]
@@ -30,8 +31,9 @@ class Guards:
 
     def _look(self) -> list[Any]:
         """All that must stay the same object; listed without Python where it can be, as each step asks for it."""
-        found = [*chain.from_iterable(map(dict.values, self._trees)), *map(_data, self._tensors)]
+        found = [*chain.from_iterable(map(dict.values, self._filled)), *map(_data, self._tensors)]
         found += map(_required, self._tensors)
+        found.append(any(self._empty))
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 found += group["params"]
