@@ -1,10 +1,15 @@
 """Winograd's convolution against the sum that defines it, by NumPy. On small whole numbers both are exact."""
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from test_tile import AVX2, INTEL
 
 from minigrad.kernels.cpu import _jit, _scratch, _tile, _winograd
 
@@ -168,3 +173,25 @@ def test_what_its_memory_held_before_does_not_matter(used, monkeypatch):
     for ours, exact in zip(both(*arrays, (1, 1)), by_definition(*arrays, (1, 1)), strict=True):
         np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-4)
     assert used == [True, True]
+
+
+OLDER = """
+import sys
+sys.path.append("tests")
+import numpy as np, test_winograd as here
+assert here._tile.shape(32) == (6, 16)
+rng = np.random.default_rng(0)
+x, w, b, g = (rng.integers(-4, 5, size=s) for s in here.shapes(5, 50, 49, (9, 11), (1, 1)))
+ours = here.both(*(a.astype(np.float32) for a in (x, w, b, g)), (1, 1))
+print(*[(made == exact).all() for made, exact in zip(ours, here.by_definition(x, w, b, g, (1, 1)))])
+"""
+
+
+@INTEL
+def test_an_older_processor():
+    """Whose vectors are half as long, and whose instructions this one has too."""
+    env = os.environ | {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": AVX2}
+    done = subprocess.run(
+        [sys.executable, "-c", OLDER], env=env, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    assert done.stdout.split() == ["True", "True"], done.stderr
