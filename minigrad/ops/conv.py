@@ -111,7 +111,8 @@ def conv2d(
     together, TypeError for dtypes. Extents: Dumoulin and Visin, arXiv 1603.07285.
 
     On the CPU, where 48 or more 3×3 filters at stride 1 see as many channels in float32, it is Winograd's F(2×2, 3×3):
-    its error is as small, but relative to the largest of 4×4 pixels. `MINIGRAD_PLAIN_KERNELS=1` turns it off.
+    its error is as small, but relative to the largest of 4×4 pixels. If anything in between is not finite, the sums are
+    taken directly, as by `MINIGRAD_PLAIN_KERNELS=1`.
 
     >>> import minigrad as mg
     >>> mg.conv2d(mg.ones(1, 1, 3, 3), mg.ones(1, 1, 2, 2), stride=2, padding=1)
