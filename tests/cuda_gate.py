@@ -53,22 +53,28 @@ def declared() -> dict[str, Any]:
     return KERNELS
 
 
-def compiled(kernel: Any, dtypes: str, signature: Any, architecture: tuple[int, int]) -> Row:
-    from numba import cuda
-    from numba.cuda import dispatcher
+def compiled(kernel: Any, dtypes: str, signature: Any) -> list[Row]:
+    """A row per architecture. Numba's part of the work is the same for all, and most of it: it is done once."""
+    from numba.cuda import compiler, dispatcher
 
     class Device:
-        compute_capability = architecture
+        compute_capability = ARCHITECTURES[0]
 
     dispatcher.get_current_device = Device
-    row = Row(kernel.name, dtypes, f"sm_{architecture[0]}{architecture[1]}")
+    rows = [Row(kernel.name, dtypes, f"sm_{major}{minor}") for major, minor in ARCHITECTURES]
     try:
-        ptx, _ = cuda.compile_ptx(
-            kernel.fn, signature, cc=architecture, device=False, launch_bounds=kernel.threads
+        library, _ = compiler._compile_pyfunc_with_fixup(
+            kernel.fn, signature, cc=ARCHITECTURES[0], device=False, abi="numba", launch_bounds=kernel.threads
         )
+        made = [library.get_asm_str(cc) for cc in ARCHITECTURES]
     except Exception as error:  # whatever the compiler raises is a complaint about this kernel, not about the gate
-        return row._replace(complaint=f"does not compile: {' '.join(str(error).split())[-400:]}")
+        return [row._replace(complaint=f"does not compile: {' '.join(str(error).split())[-400:]}") for row in rows]
     wide = "float64" in str(signature) or kernel.name in FOLDING
+    return [looked_at(row, ptx, wide) for row, ptx in zip(rows, made, strict=True)]
+
+
+def looked_at(row: Row, ptx: str, wide: bool) -> Row:
+    """The row, with what its PTX, and the assembler, say; `wide`: it may use float64."""
     if ".f64" in ptx and not wide:
         row = row._replace(complaint="float64 instructions in a kernel without float64")
     if re.search(r"cvt\.rni\.[su]\d+\.f16", ptx):
@@ -114,7 +120,7 @@ def assembled(row: Row, ptx: str) -> Row:
 
 def rows_of(name: str) -> list[Row]:
     kernel = declared()[name]
-    return [compiled(kernel, *signature, cc) for cc in ARCHITECTURES for signature in kernel.signatures()]
+    return [row for signature in kernel.signatures() for row in compiled(kernel, *signature)]
 
 
 def recorded() -> dict[tuple[str, ...], Row]:

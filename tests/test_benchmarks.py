@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import math
 import shutil
@@ -23,6 +23,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 TABLE = cases.table(quick=True)
 NAMES = [f"{case.group}: {case.name}" for case in TABLE]
+WITH_TORCH = importlib.util.find_spec("torch") is not None
 NO_CUDA = pytest.mark.skipif(mg.cuda.is_available(), reason="needs a machine without CUDA")
 
 
@@ -211,6 +212,7 @@ def test_the_table_has_what_was_asked_for():
 
 
 @pytest.mark.parametrize("case", TABLE, ids=NAMES)
+@pytest.mark.skipif(WITH_TORCH, reason="the next test has them, and torch's results beside them")
 def test_a_case_with_minigrad_alone(case):
     work = Minigrad().start(case)
     found = work.results(work.step())

@@ -158,11 +158,15 @@ print(faults() - before, 8 * 3 * size // 1024)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
-@pytest.mark.parametrize("size", [1 << 20, 10 << 20])  # blocks above 32 MiB are mapped, each for itself, by default
 @pytest.mark.parametrize(
-    "chosen", ["", "MALLOC_MMAP_THRESHOLD_=131072", "MALLOC_TRIM_THRESHOLD_=131072", "MINIGRAD_REUSE_MEMORY=0"]
-)
-def test_freed_memory_is_used_again(size: int, chosen: str) -> None:
+    ("chosen", "size"),
+    [
+        ("", 1 << 20), ("", 10 << 20),  # blocks above 32 MiB are mapped, each for itself, by default
+        ("MALLOC_MMAP_THRESHOLD_=131072", 1 << 20), ("MALLOC_TRIM_THRESHOLD_=131072", 1 << 20),
+        ("MINIGRAD_REUSE_MEMORY=0", 10 << 20),
+    ],
+)  # fmt: skip
+def test_freed_memory_is_used_again(chosen: str, size: int) -> None:
     """Without it every one of the pages would be fetched anew; variables of the environment switch it off."""
     environment = os.environ | dict([chosen.split("=")] if chosen else []) | {"NUMPY_MADVISE_HUGEPAGE": "0"}
     command = [sys.executable, "-c", FAULTS, str(size)]

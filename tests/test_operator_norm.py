@@ -119,7 +119,7 @@ def test_every_convention_with_the_filters_gradient_for_the_outer_product(name):
 
 def test_after_many_sweeps_the_layer_is_a_map_of_norm_one(layer_and_space):
     layer, space = layer_and_space
-    registered(layer, space, n_init_iterations=3000)
+    registered(layer, space, n_init_iterations=1000)
     assert np.linalg.norm(matrix_of(layer, space), 2) == pytest.approx(1, abs=1e-4)  # nearly equal ones are slow
 
 
