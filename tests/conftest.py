@@ -18,7 +18,9 @@ pytest.register_assert_rewrite("exported")  # its failures show their numbers, a
 
 hypothesis.settings.register_profile("local", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
-hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+hypothesis.settings.register_profile("simulator", deadline=None, derandomize=True, max_examples=20)
+simulated = "simulator" if numba.config.ENABLE_CUDASIM else ""
+hypothesis.settings.load_profile(simulated or ("ci" if os.environ.get("CI") else "local"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

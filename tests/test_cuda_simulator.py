@@ -11,13 +11,15 @@ from minigrad.ops.conventions import CONVENTIONS
 
 ON_THE_DEVICE = [
     "test_ops.py", "test_device.py", "test_device_products.py", "test_broadcasting.py", "test_special_values.py",
-    "test_indexing.py", "test_dtypes.py", "test_autograd.py", "test_tensor.py", "test_device_training.py",
+    "test_indexing.py", "test_dtypes.py", "test_autograd.py", "test_tensor.py",
     "test_capture.py", "test_capture_memory.py", "test_capture_refusals.py", "test_cuda_exchange.py",
     "test_device_features.py", "test_cuda_quads.py", "test_pool.py", "test_nn.py", "test_losses.py",
 ]  # fmt: skip
-QUICKEST = [  # of gradcheck, study, sweep and the examples, whose other tests take up to a minute each
+QUICKEST = [  # of training, gradcheck and the examples, whose other tests take up to a minute each
+    "test_device_training.py::test_every_convention_trains",
+    "test_device_training.py::test_double_backward_and_a_learned_scale",
+    "test_device_training.py::test_the_norm_of_a_convolution",
     *(f"test_device_gradcheck.py::test_conventions[{name}-(5, 4)]" for name in CONVENTIONS),
-    "test_device_study.py::test_the_verdict_is_about_the_kernels_of_the_device", "test_device_study.py::test_a_sweep",
     "test_device_examples.py::test_an_example[exact_gradients]",
     "test_device_examples.py::test_an_example[spectral_mlp_digits]",
 ]  # fmt: skip

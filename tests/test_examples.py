@@ -1,12 +1,14 @@
 """Every example runs, in a process of its own, and ends in a line of results."""
 
+import json
+import os
 import re
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fresh import ROOT, run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ARGUMENTS = {
@@ -68,25 +70,32 @@ def test_a_picture_that_cannot_be_written_is_noticed_before_the_work(name, text,
     assert found.returncode == 2 and re.search(text, found.stderr)
 
 
-@pytest.mark.parametrize(
-    ("name", "argument", "value"),
-    [
-        ("hessian_spectrum", "--iterations", "0"),
-        ("certified_mlp", "--radii", "1"),
-        ("sngan_digits", "--steps", "-2"),
-        ("wgan_gp_sn", "--seed", "-1"),
-        ("wgan_gp_sn", "--device", "tpu"),
-        ("sngan_cifar10", "--data", "nowhere"),
-    ],
-)
-def test_what_cannot_be_is_one_line_before_the_work(name, argument, value, monkeypatch, capsys):
+WRONG = {
+    ("hessian_spectrum", "--iterations"): "0",
+    ("certified_mlp", "--radii"): "1",
+    ("sngan_digits", "--steps"): "-2",
+    ("wgan_gp_sn", "--seed"): "-1",
+    ("wgan_gp_sn", "--device"): "tpu",
+    ("sngan_cifar10", "--data"): "nowhere",
+}
+ONE_AFTER_ANOTHER = """
+import contextlib, io, json, runpy, sys
+for sys.argv in json.loads(sys.argv[1]):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            print(json.dumps([left.code, said.getvalue().splitlines()]))
+"""
+
+
+def test_what_cannot_be_is_one_line_before_the_work():
     pytest.importorskip("sklearn")
-    path = EXAMPLES / f"{name}.py"
-    monkeypatch.setattr(sys, "argv", [str(path), argument, value])
-    monkeypatch.syspath_prepend(EXAMPLES)
-    with pytest.raises(SystemExit) as left:
-        runpy.run_path(str(path), run_name="__main__")
-    assert left.value.code == 2 and argument in capsys.readouterr().err.splitlines()[-1]
+    given = [[str(EXAMPLES / f"{name}.py"), argument, value] for (name, argument), value in WRONG.items()]
+    lines = run("-c", ONE_AFTER_ANOTHER, json.dumps(given), PYTHONPATH=f"{ROOT}{os.pathsep}{EXAMPLES}").splitlines()
+    for (_, argument), line in zip(WRONG, lines, strict=True):
+        code, said = json.loads(line)
+        assert code == 2 and argument in said[-1] and "Traceback" not in said
 
 
 def test_a_name_without_an_ending(tmp_path):

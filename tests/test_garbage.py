@@ -163,15 +163,15 @@ TRAINING = """
     train(1)
     gc.collect()
     gc.disable()  # a cycle would show; and Python's free lists, which a collection empties, fill up and stay
-    train(999)
+    train(1999)
     before, blocks = resident(), sys.getallocatedblocks()
-    train(4000)
+    train(3000)
     print(resident() / before - 1, sys.getallocatedblocks() - blocks, gc.collect())
 """
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
-def test_five_thousand_steps_take_no_more_memory_than_a_thousand(name: str) -> None:
+def test_five_thousand_steps_take_no_more_memory_than_two_thousand(name: str) -> None:
     growth, blocks, cycles = python(TRAINING.replace("NAME", repr(name))).split()
     assert float(growth) < 0.01
-    assert int(blocks) < 400 and int(cycles) == 0  # not a tenth of an object in a step
+    assert int(blocks) < 300 and int(cycles) == 0  # not a tenth of an object in a step
