@@ -283,6 +283,8 @@ X = (1, 1, 4, 4)
         (ValueError, ops.avg_pool2d, mg.ones(X), (2, 0), "avg_pool2d: expected stride to be an int or 2 ints, each"),
         (ValueError, ops.avg_pool2d, mg.ones(X), (2, 2, 2), "of at most half the kernel (2, 2); got (2, 2)"),
         (ValueError, ops.max_pool2d, mg.ones(X), (5,), "max_pool2d: expected windows no larger than the padded input"),
+        (ValueError, ops.max_pool2d, mg.ones(1, 1, 0, 4), (2, 2, 1), "max_pool2d: expected an image of at least"),
+        (ValueError, ops.avg_pool1d, mg.ones(1, 1, 0), (2, 2, 1), "avg_pool1d: expected an image of at least"),
         (TypeError, ops.max_pool2d, mg.ones(X).long(), (2,), "max_pool2d: expected a floating dtype; got int64"),
         (
             TypeError,

@@ -81,8 +81,8 @@ def max_pool2d(
 
     `input` (N, C, H, W) or (C, H, W) of a floating dtype → (N, C, OH, OW) or (C, OH, OW), with
     OH = ⌊(H + 2·padding − kernel_size)/stride⌋ + 1; `stride` is the kernel size unless given. Of equal values the first
-    one gets the gradient. ValueError for padding of more than half the kernel, and for windows larger than the padded
-    input. Extents: Dumoulin and Visin, arXiv 1603.07285.
+    one gets the gradient. ValueError for padding of more than half the kernel, for images without pixels, and for
+    windows larger than the padded input. Extents: Dumoulin and Visin, arXiv 1603.07285.
 
     >>> import minigrad as mg
     >>> mg.max_pool2d(mg.tensor([[[[1.0, 3.0, 2.0, 0.0], [5.0, 4.0, 6.0, 8.0]]]]), 2)
@@ -173,6 +173,8 @@ def _windows(
     border = extents(name, "padding", padding, n, 0)
     if any(2 * p > k for p, k in zip(border, kernel, strict=True)):
         raise ValueError(f"{name}: expected padding of at most half the kernel {kernel}; got {border}")
+    if not all(x.shape[2:]):  # a window would hold padding alone, and no place for its gradient
+        raise ValueError(f"{name}: expected an image of at least one pixel; got input of shape {x.shape}")
     if any(s + 2 * p < k for s, p, k in zip(x.shape[2:], border, kernel, strict=True)):
         raise ValueError(
             f"{name}: expected windows no larger than the padded input; got kernel_size {kernel}, padding {border}, "
