@@ -293,6 +293,17 @@ def test_an_empty_batch():
     assert out.shape == (0, 3, 3, 3) and x.grad.shape == x.shape and (w.grad.numpy() == 0).all()
 
 
+def test_the_weight_gradient_of_nothing_is_zero():
+    """No pixels in the upstream gradient, or no channels on a side: the sums are empty, or there are none."""
+    x, w = mg.zeros(1, 2, 0, requires_grad=True), mg.ones(2, 3, 3, requires_grad=True)
+    out = ops.conv_transpose1d(x, w)
+    out.sum().backward()
+    assert (out.detach().numpy() == 0).all() and x.grad.shape == x.shape and (w.grad.numpy() == 0).all()
+    for filters, channels in (0, 3), (2, 0):
+        made = ops.conv_weight_grad(mg.ones(1, filters, 2), mg.ones(1, channels, 3), [2])
+        assert made.shape == (filters, channels, 2)
+
+
 X, W = (1, 4, 5, 5), (6, 4, 3, 3)
 
 

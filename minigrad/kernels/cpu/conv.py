@@ -207,7 +207,7 @@ def conv_weight_grad(
     dtype, g, x = g.dtype, _ready(g), _ready(x)
     filters, channels, taps = g.shape[1], x.shape[1] // groups, math.prod(kernel_shape)
     out = np.zeros((filters, channels, *kernel_shape), g.dtype)
-    if len(x):
+    if out.size and x.size and g.size:  # else the sums are empty: no image, or no pixel in it
         bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
         layout = x.shape[2:], tuple(kernel_shape), stride, padding, dilation
         tables = _conv_tables.across(len(x), x.shape[1], groups, bits, *layout)
