@@ -124,6 +124,16 @@ def test_the_smallest_component_along_the_leading_pair_is_enough():
     np.testing.assert_allclose(w_bar, w / 3, rtol=1e-12)
 
 
+@pytest.mark.parametrize("order", ["uv", "vu"])
+def test_a_direction_too_small_for_a_square_harms_no_vectors(order):
+    """diag(1, 10⁻¹⁵⁰) from u = v = e₂: MᵀMv = 10⁻³⁰⁰ e₂ has a norm of 0 by its squares."""
+    w, e, g = np.diag([1.0, 1e-150]), np.array([0.0, 1.0]), vectors(np.eye(2))[2]
+    w_bar, u, v, grad = step(holder(w, e, e, order=order), g)
+    np.testing.assert_allclose(u, e, rtol=1e-15)
+    np.testing.assert_allclose(v, e, rtol=1e-15)
+    assert np.isfinite(w_bar).all() and np.isfinite(grad).all()
+
+
 # Zero ----------------------------------------------------------------------------------------------------------------
 
 

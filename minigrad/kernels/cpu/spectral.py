@@ -72,14 +72,16 @@ def _add_rows(total: Array, slab: Array, i: int, t: Array) -> None:
 def _finish(t: Array, z: Array, first: Array, second: Array, eps: float) -> float:
     """first = t/‖t‖ and second = z/‖z‖, for z = Wᵀt or Wt; returns σ = ‖z‖/‖t‖.
 
-    The clamp ‖·‖ ≥ eps is that of the problem scaled to σ = 1. Without a direction (‖t‖ is 0 or not finite) the vectors
-    stay as they are.
+    The clamp ‖·‖ ≥ eps is that of the problem scaled to σ = 1. Without a direction (‖t‖ or ‖z‖ is 0 or not finite) the
+    vectors stay as they are.
     """
     norm_t = math.sqrt(dot(t, t))
     if not 0 < norm_t < math.inf:
         return norm_t
     norm_z = math.sqrt(dot(z, z))
     sigma = norm_z / norm_t
+    if not 0 < norm_z < math.inf:  # z lacks one where only its squares vanish
+        return sigma
     length = min(1.0, norm_t / (eps * sigma))  # of the first vector; less than 1 where the clamp bites
     other = min(1.0, length / eps)
     for i in range(first.size):
