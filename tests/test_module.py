@@ -285,6 +285,12 @@ def test_sequential_slices_and_names():
     assert list(named[1:]._modules) == ["b"]
 
 
+def test_what_is_added_to_a_sequential_takes_no_others_name():
+    part = nn.Sequential(nn.ReLU(), nn.Tanh(), nn.SiLU())[1:].append(nn.GELU())  # the names "1" and "2" are taken
+    assert [type(m) for m in part] == [nn.Tanh, nn.SiLU, nn.GELU]
+    assert [type(m) for m in nn.Sequential({"1": nn.ReLU()}, nn.Tanh())] == [nn.ReLU, nn.Tanh]
+
+
 # Parametrizations
 
 

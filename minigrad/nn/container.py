@@ -27,7 +27,10 @@ class ModuleList(Module):
 
     def append(self, module: Module) -> Self:
         """Add a module at the end, and return the list."""
-        self.register_module(str(len(self)), module)
+        name = len(self)
+        while str(name) in self._modules:  # a part of a Sequential keeps its names, and "1" may be its first one
+            name += 1
+        self.register_module(str(name), module)
         return self
 
     def extend(self, modules: Iterable[Module]) -> Self:
