@@ -276,6 +276,15 @@ def test_module_list():
         layers[4]
 
 
+@pytest.mark.parametrize("bad", [None, 3])
+def test_what_is_no_module_is_refused_and_the_list_keeps_what_it_had(bad):
+    layers = nn.ModuleList([nn.ReLU(), nn.Tanh()])
+    for refused in (layers.append, lambda m: layers.insert(0, m), lambda m: layers.__setitem__(0, m)):
+        with pytest.raises(TypeError, match=r"ModuleList\.\d: expected a Module; got"):
+            refused(bad)
+    assert [type(m) for m in layers] == [nn.ReLU, nn.Tanh] and not layers.state_dict()
+
+
 def test_sequential_slices_and_names():
     net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     x = mg.randn(4, 2)

@@ -43,6 +43,7 @@ class ModuleList(Module):
         """Add a module before the one at `index`, and return the list."""
         modules = list(self)
         modules.insert(index, module)
+        self._claim(str(len(self)), module, Module)  # before the others are taken out
         return self._replace(modules)
 
     def _replace(self, modules: list[Module]) -> Self:

@@ -136,7 +136,7 @@ class Module:
         """Check a name and its value, and free the name from what it held before."""
         if not name or "." in name:
             raise ValueError(f"{type(self).__name__}: a name in the tree must be non-empty, without dots; got {name!r}")
-        if value is not None and not isinstance(value, kind):
+        if not isinstance(value, kind) and (value is not None or kind is Module):  # the tree goes through every module
             raise TypeError(f"{type(self).__name__}.{name}: expected a {kind.__name__}; got {type(value).__name__}")
         self._refuse_parametrized(name)
         vars(self).pop(name, None)
