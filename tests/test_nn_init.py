@@ -149,6 +149,18 @@ def test_a_lazy_layer_becomes_an_ordinary_one(make, shape, weight):
     assert copied.weight.tolist() == layer.weight.tolist()
 
 
+def test_a_state_that_says_nothing_of_a_lazy_layer_leaves_it_lazy():
+    model = nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(4))
+    state = nn.Sequential(nn.Linear(3, 2)).state_dict()
+    with pytest.raises(ValueError, match=r"1\.weight: missing\n  1\.bias: missing"):
+        model.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"1\.bias: a lazy layer takes its shape from a weight"):
+        model.load_state_dict({**state, "1.bias": mg.ones(4)}, strict=False)
+    skipped = model.load_state_dict(state, strict=False)
+    assert skipped.missing_keys == ["1.weight", "1.bias"] and type(model[1]) is nn.LazyLinear
+    assert model[0].weight.tolist() == state["0.weight"].tolist() and model(mg.ones(1, 3)).shape == (1, 4)
+
+
 def test_a_lazy_layer_tells_its_parametrization():
     class Rule(nn.Parametrization):
         ready = None

@@ -61,7 +61,7 @@ class _Lazy(Module):
     def _adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
         for name in ("weight", "weight_orig", "parametrizations.weight.original"):
             weight = state.get(prefix + name)
-            if weight is not None and weight.ndim >= 2:
+            if isinstance(weight, Tensor) and weight.ndim >= 2:
                 self.materialize(weight.shape[1] * getattr(self, "groups", 1))
                 return
 

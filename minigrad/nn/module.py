@@ -16,7 +16,7 @@ from minigrad._mode import mode, no_grad
 from minigrad._tensor import Tensor, drop_grad
 from minigrad.autograd import RemovableHandle
 from minigrad.nn import _calls
-from minigrad.nn.parameter import Parameter
+from minigrad.nn.parameter import Parameter, UninitializedParameter
 
 
 class IncompatibleKeys(NamedTuple):
@@ -329,9 +329,13 @@ class Module:
         wrong = [f"{key}: missing" for key in skipped.missing_keys if strict]
         wrong += [f"{key}: unexpected" for key in skipped.unexpected_keys if strict]
         for key, tensor in own.items():
-            found = state.get(key, tensor)
+            if key not in state:
+                continue
+            found = state[key]
             if not isinstance(found, Tensor):
                 wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
+            elif isinstance(tensor, UninitializedParameter):
+                wrong.append(f"{key}: a lazy layer takes its shape from a weight of ≥ 2 dimensions; there is none")
             elif (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
                 wrong.append(f"{key}: expected {tensor.shape}, {tensor.dtype}; got {found.shape}, {found.dtype}")
         if wrong:
