@@ -219,6 +219,39 @@ def test_errors_say_what_was_expected(make, text):
         make()
 
 
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("LazyLinear", lambda: nn.LazyLinear(2)([1.0])),
+        ("LazyConv1d", lambda: nn.LazyConv1d(2, 1)([[1.0]])),
+        ("BatchNorm1d", lambda: nn.BatchNorm1d(1)([[1.0]])),
+        ("batch_norm", lambda: F.batch_norm([[1.0]], None, None, training=True)),
+        ("embedding", lambda: F.embedding(mg.tensor([0]), [[1.0]], 0)),
+        ("dropout", lambda: F.dropout([1.0], training=False)),
+        ("RNNCell", lambda: nn.RNNCell(1, 1)([1.0])),
+        ("GRUCell", lambda: nn.GRUCell(1, 1)(mg.ones(1), [1.0])),
+        ("cross_entropy", lambda: F.cross_entropy([[1.0]], mg.tensor([0]))),
+        ("cross_entropy", lambda: F.cross_entropy(mg.ones(1, 1), [0])),
+        ("gan_discriminator_loss", lambda: F.gan_discriminator_loss([1.0], mg.ones(1))),
+        ("gan_generator_loss", lambda: F.gan_generator_loss([1.0])),
+        ("hinge_discriminator_loss", lambda: F.hinge_discriminator_loss(mg.ones(1), [1.0])),
+        ("hinge_generator_loss", lambda: F.hinge_generator_loss([1.0])),
+        ("init", lambda: nn.init.normal_([1.0])),
+        ("init", lambda: nn.init.zeros_([1.0])),
+        ("init", lambda: nn.init.orthogonal_([[1.0]])),
+    ],
+)
+def test_a_list_in_a_tensors_place_is_named(name, call):
+    with pytest.raises(TypeError, match=f"^{name}: expected .*; got list. Make it a tensor with mg.tensor"):
+        call()
+
+
+@pytest.mark.parametrize("state", [mg.ones(2, 4), (mg.ones(2, 4),), 3, (mg.ones(2, 4), [1.0])])
+def test_the_state_of_an_lstm_is_a_pair(state):
+    with pytest.raises(TypeError, match=r"LSTMCell: expected .*; got"):
+        nn.LSTMCell(3, 4)(mg.ones(2, 3), state)
+
+
 # Batch normalization
 
 

@@ -6,6 +6,7 @@ from minigrad import _dtypes
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
+from minigrad.ops import _arguments as arguments
 from minigrad.ops.creation import rand
 
 
@@ -22,6 +23,7 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, *, generator: Gene
     """
     if not 0 <= p <= 1:
         raise ValueError(f"dropout: expected a probability p in [0, 1]; got {p}")
+    arguments.tensor("dropout", x)
     if not training or p == 0:
         return x
     kept = rand(*x.shape, dtype=_dtypes.float32, device=x.device, generator=generator) >= p

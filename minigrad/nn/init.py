@@ -12,7 +12,12 @@ import numpy as np
 from minigrad._mode import no_grad
 from minigrad._random import Generator
 from minigrad._tensor import Tensor
+from minigrad.ops import _arguments as arguments
 from minigrad.ops.creation import from_numpy, full, rand, randn
+
+
+def _check(tensor: Tensor) -> Tensor:
+    return arguments.tensor("init", tensor)
 
 
 def _fill(tensor: Tensor, values: Tensor) -> Tensor:
@@ -29,6 +34,7 @@ def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generato
     >>> weight.min().item() >= -2, weight.max().item() < 3
     (True, True)
     """
+    _check(tensor)
     draw = rand(*tensor.shape, dtype=tensor.dtype, device=tensor.device, generator=generator)
     return _fill(tensor, a + (b - a) * draw)
 
@@ -41,6 +47,7 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Gene
     >>> print(f"{weight.mean().item():.1f} {weight.std().item():.1f}")
     3.0 0.5
     """
+    _check(tensor)
     draw = randn(*tensor.shape, dtype=tensor.dtype, device=tensor.device, generator=generator)
     return _fill(tensor, mean + std * draw)
 
@@ -52,6 +59,7 @@ def constant_(tensor: Tensor, val: float) -> Tensor:
     >>> mg.nn.init.constant_(mg.empty(2), 0.5)
     tensor([0.5, 0.5])
     """
+    _check(tensor)
     return _fill(tensor, full(tensor.shape, val, dtype=tensor.dtype, device=tensor.device))
 
 
@@ -84,7 +92,7 @@ def fans(tensor: Tensor) -> tuple[int, int]:
     >>> mg.nn.init.fans(mg.nn.Conv2d(3, 8, (4, 5)).weight)
     (60, 160)
     """
-    if tensor.ndim < 2:
+    if _check(tensor).ndim < 2:
         raise ValueError(f"init: expected a weight with at least 2 dimensions; got shape {tensor.shape}")
     field = math.prod(tensor.shape[2:])
     return tensor.shape[1] * field, tensor.shape[0] * field

@@ -9,6 +9,7 @@ from minigrad.nn.conv import Conv1d, Conv2d, Conv3d, _ConvNd
 from minigrad.nn.linear import Linear, reset
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter, UninitializedParameter
+from minigrad.ops import _arguments as arguments
 from minigrad.ops.conv import IntOrTuple
 
 
@@ -85,7 +86,7 @@ class LazyLinear(_Lazy, Linear):
         self.register_parameter("bias", UninitializedParameter(dtype, device) if bias else None)
 
     def _features(self, x: Tensor) -> int:
-        if not x.ndim:
+        if not arguments.tensor("LazyLinear", x).ndim:
             raise ValueError("LazyLinear: expected x (…, in_features); got a 0-d tensor")
         return x.shape[-1]
 
@@ -114,7 +115,8 @@ class _LazyConv(_Lazy, _ConvNd):
         self.register_parameter("bias", UninitializedParameter(dtype, device) if bias else None)
 
     def _features(self, x: Tensor) -> int:
-        if x.ndim not in (self.dims + 1, self.dims + 2) or x.shape[-self.dims - 1] % self.groups:
+        ndim = arguments.tensor(type(self).__name__, x).ndim
+        if ndim not in (self.dims + 1, self.dims + 2) or x.shape[-self.dims - 1] % self.groups:
             raise ValueError(
                 f"{type(self).__name__}: expected a batch (N, C, …) with {self.dims} spatial dimensions and C "
                 f"divisible by groups={self.groups}; got {x.shape}"

@@ -23,9 +23,13 @@ def _reduced(name: str, losses: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"{name}: expected reduction 'mean', 'sum' or 'none'; got {reduction!r}")
 
 
-def _same_shape(name: str, input: Tensor, target: Tensor) -> None:
-    for x in (input, target):
+def _tensors(name: str, *xs: Tensor) -> None:
+    for x in xs:
         arguments.tensor(name, x)
+
+
+def _same_shape(name: str, input: Tensor, target: Tensor) -> None:
+    _tensors(name, input, target)
     if input.shape != target.shape:
         raise ValueError(f"{name}: expected input and target of one shape; got {input.shape} and {target.shape}")
 
@@ -80,6 +84,7 @@ def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", lab
     >>> mg.nn.functional.cross_entropy(mg.tensor([[0.0, 0.0], [1e4, 0.0]]), mg.tensor([1, 1]), reduction="none")
     tensor([6.9315e-01, 1.0000e+04])
     """
+    _tensors("cross_entropy", input, target)
     dim = min(input.ndim - 1, 1)
     if dim < 0 or target.shape != (*input.shape[:dim], *input.shape[dim + 1 :]):
         raise ValueError(
@@ -113,6 +118,7 @@ def gan_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     >>> mg.nn.functional.gan_discriminator_loss(mg.tensor([[0.0]]), mg.tensor([[0.0]]))
     tensor(1.3863)
     """
+    _tensors("gan_discriminator_loss", real, fake)
     return softplus(-real).mean() + softplus(fake).mean()
 
 
@@ -126,6 +132,7 @@ def gan_generator_loss(fake: Tensor, *, saturating: bool = False) -> Tensor:
     >>> mg.nn.functional.gan_generator_loss(mg.tensor([[0.0]]))
     tensor(0.6931)
     """
+    _tensors("gan_generator_loss", fake)
     return -softplus(fake).mean() if saturating else softplus(-fake).mean()
 
 
@@ -136,6 +143,7 @@ def hinge_discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     >>> mg.nn.functional.hinge_discriminator_loss(mg.tensor([[0.5]]), mg.tensor([[-3.0]]))
     tensor(0.5)
     """
+    _tensors("hinge_discriminator_loss", real, fake)
     return relu(1 - real).mean() + relu(1 + fake).mean()
 
 
@@ -146,6 +154,7 @@ def hinge_generator_loss(fake: Tensor) -> Tensor:
     >>> mg.nn.functional.hinge_generator_loss(mg.tensor([[2.0]]))
     tensor(-2.)
     """
+    _tensors("hinge_generator_loss", fake)
     return -fake.mean()
 
 

@@ -40,7 +40,7 @@ def batch_norm(
     tensor([[-1.],
             [ 1.]])
     """
-    if x.ndim < 2:
+    if arguments.tensor("batch_norm", x).ndim < 2:
         raise ValueError(f"batch_norm: expected x (N, C, …); got shape {x.shape}")
     if x.dtype.kind != "f":
         raise TypeError(f"batch_norm: expected a floating dtype; got {x.dtype}. Convert with to(mg.float32).")
@@ -106,7 +106,7 @@ class _BatchNorm(Module):
         self.register_buffer("num_batches_tracked", tensor(0, device=device) if track_running_stats else None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim not in self.ranks or x.shape[1] != self.num_features:
+        if arguments.tensor(type(self).__name__, x).ndim not in self.ranks or x.shape[1] != self.num_features:
             shapes = " or ".join(self.ranks.values()).replace("C", str(self.num_features))
             raise ValueError(f"{type(self).__name__}: expected a batch of shape {shapes}; got {x.shape}")
         momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum

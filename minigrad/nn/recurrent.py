@@ -9,6 +9,7 @@ from minigrad._tensor import Tensor
 from minigrad.nn import init
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter
+from minigrad.ops import _arguments as arguments
 from minigrad.ops.activation import relu, sigmoid, tanh
 from minigrad.ops.creation import empty, zeros
 from minigrad.ops.matmul import linear
@@ -43,10 +44,13 @@ class _Cell(Module):
             init.uniform_(parameter, -bound, bound)
 
     def _checked(self, x: Tensor, state: Tensor | None) -> Tensor:
+        who = type(self).__name__
+        for given in (x,) if state is None else (x, state):
+            arguments.tensor(who, given)
         expected = (*x.shape[:-1], self.hidden_size)
         if x.ndim not in (1, 2) or x.shape[-1] != self.input_size or (state is not None and state.shape != expected):
             raise ValueError(
-                f"{type(self).__name__}: expected x (N, {self.input_size}) or ({self.input_size},) and a state of "
+                f"{who}: expected x (N, {self.input_size}) or ({self.input_size},) and a state of "
                 f"shape {expected}; got {x.shape} and {None if state is None else state.shape}"
             )
         return zeros(*expected, dtype=x.dtype, device=x.device) if state is None else state
@@ -103,8 +107,12 @@ class LSTMCell(_Cell):
 
     gates = 4
 
-    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        h, c = (self._checked(x, part) for part in (state or (None, None)))
+    def forward(self, x: Tensor, state: tuple[Tensor | None, Tensor | None] | None = None) -> tuple[Tensor, Tensor]:
+        state = (None, None) if state is None else state
+        if not isinstance(state, tuple | list) or len(state) != 2:
+            found = f"{len(state)} of them" if isinstance(state, tuple | list) else f"a {type(state).__name__}"
+            raise TypeError(f"LSTMCell: expected its state as a pair of tensors (h, c); got {found}")
+        h, c = (self._checked(x, part) for part in state)
         total = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
         i, f, g, o = total.chunk(4, dim=-1)
         c = sigmoid(f) * c + sigmoid(i) * tanh(g)

@@ -160,7 +160,7 @@ def embedding(index: Tensor, weight: Tensor) -> Tensor:
     tensor([[[3., 4.],
              [1., 2.]]])
     """
-    if weight.ndim != 2:
+    if arguments.tensor("embedding", weight).ndim != 2:
         raise ValueError(f"embedding: expected a weight (num, dim); got shape {weight.shape}")
     arguments.integers("embedding", index, weight.shape[0])
     rows = _index_select(weight, reshape(index, -1), dim=0)
