@@ -256,8 +256,12 @@ def test_split_and_cat_are_inverse(shape: tuple[int, ...], data: st.DataObject) 
     np.testing.assert_array_equal(mg.cat(pieces, dim).numpy(), x.numpy())
     torch = pytest.importorskip("torch").tensor(x.numpy())
     assert [p.tolist() for p in pieces] == [p.tolist() for p in torch.split(size, dim)]
-    if x.shape[dim]:
-        assert [p.tolist() for p in x.chunk(size, dim)] == [p.tolist() for p in torch.chunk(size, dim)]
+    assert [p.tolist() for p in x.chunk(size, dim)] == [p.tolist() for p in torch.chunk(size, dim)]
+
+
+@pytest.mark.parametrize("shape", [(2, 0), (0, 2)])
+def test_chunks_of_nothing_are_as_many_as_asked_for(shape: tuple[int, int]) -> None:
+    assert [piece.shape for piece in mg.zeros(shape).chunk(3, shape.index(0))] == [shape] * 3
 
 
 @given(shapes.filter(bool), st.data())

@@ -323,7 +323,7 @@ def split(x: Tensor, split_size: int | Sequence[int], dim: int = 0) -> tuple[Ten
 
 @method()
 def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    """At most `chunks` pieces of equal size along `dim` (the last may be shorter).
+    """At most `chunks` pieces of equal size along `dim` (the last may be shorter); of no extent, as many empty ones.
 
     >>> import minigrad as mg
     >>> [piece.shape for piece in mg.zeros(2, 6).chunk(3, dim=1)]
@@ -331,7 +331,8 @@ def chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """
     if chunks < 1:
         raise ValueError(f"chunk: expected at least 1 chunk; got {chunks}")
-    return split(x, max(1, -(-x.shape[arguments.dim("chunk", x, dim)] // chunks)), dim)
+    extent = x.shape[arguments.dim("chunk", x, dim)]
+    return split(x, -(-extent // chunks) if extent else [0] * chunks, dim)
 
 
 @method()
