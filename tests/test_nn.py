@@ -252,6 +252,12 @@ def test_the_state_of_an_lstm_is_a_pair(state):
         nn.LSTMCell(3, 4)(mg.ones(2, 3), state)
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_of_nothing_is_torchs(name, device):
+    torch, ours, theirs = pair(lambda nn: getattr(nn, name.partition(",")[0])(3, 0), device)
+    check(torch, ours, theirs, *leaves(torch, device, (2, 3)))
+
+
 # Batch normalization
 
 

@@ -36,6 +36,15 @@ def test_initializations_have_their_bounds_and_moments(fill, bound, std):
     assert bound == math.inf or np.abs(values).max() > 0.99 * bound
 
 
+@pytest.mark.parametrize(
+    "fill", [nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.kaiming_normal_, nn.init.orthogonal_]
+)
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_a_weight_without_elements_is_left_alone(fill, shape):
+    w = mg.empty(shape)
+    assert fill(w) is w and w.shape == shape
+
+
 def test_initializations_draw_from_the_generator_given():
     fills = [
         nn.init.uniform_,

@@ -39,7 +39,7 @@ class _Cell(Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights and biases anew."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        bound = 1 / math.sqrt(max(self.hidden_size, 1))  # without a hidden state there is nothing to draw
         for parameter in self.parameters():
             init.uniform_(parameter, -bound, bound)
 
