@@ -210,7 +210,11 @@ def test_repr(layer, text):
         (lambda: nn.Dropout(1.5), r"Dropout: expected a probability p in \[0, 1\]; got 1.5"),
         (lambda: F.dropout(mg.ones(2), -0.5), r"dropout: expected a probability p in \[0, 1\]; got -0.5"),
         (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), "expected mode 'nearest'"),
-        (lambda: nn.Unflatten(1, (2, 2))(mg.ones(2, 6)), "reshape"),
+        (
+            lambda: nn.Unflatten(1, (2, 2))(mg.ones(2, 6)),
+            r"Unflatten: expected sizes that make the 6 of dim 1; got \(2, 2",
+        ),
+        (lambda: nn.Unflatten(1, (4, -1))(mg.ones(2, 6)), r"Unflatten: expected sizes that make the 6 of dim 1; got"),
         (lambda: nn.LazyConv2d(4, 3, groups=2)(mg.ones(1, 3, 4, 4)), r"divisible by groups=2; got \(1, 3, 4, 4\)"),
     ],
 )
@@ -250,6 +254,12 @@ def test_a_list_in_a_tensors_place_is_named(name, call):
 def test_the_state_of_an_lstm_is_a_pair(state):
     with pytest.raises(TypeError, match=r"LSTMCell: expected .*; got"):
         nn.LSTMCell(3, 4)(mg.ones(2, 3), state)
+
+
+@pytest.mark.parametrize(("shape", "dim", "sizes"), [((0, 6), 1, (3, -1)), ((6, 0), 0, (-1, 2)), ((2, 0), -1, (-1, 3))])
+def test_unflatten_works_out_an_extent_where_there_is_nothing(shape, dim, sizes):
+    torch = pytest.importorskip("torch")
+    assert nn.Unflatten(dim, sizes)(mg.ones(shape)).shape == torch.nn.Unflatten(dim, sizes)(torch.ones(shape)).shape
 
 
 @pytest.mark.parametrize("name", CELLS)

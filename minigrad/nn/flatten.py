@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from minigrad._tensor import Tensor
@@ -32,6 +33,8 @@ class Flatten(Module):
 class Unflatten(Module):
     """Dimension `dim` as several, of extents `unflattened_size`; one of them may be −1.
 
+    ValueError, when called, unless they make the extent of the dimension.
+
     >>> import minigrad as mg
     >>> mg.nn.Unflatten(1, (3, 4))(mg.zeros(2, 12)).shape
     (2, 3, 4)
@@ -44,7 +47,15 @@ class Unflatten(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         at = arguments.dim("Unflatten", x, self.dim)
-        return x.reshape(*x.shape[:at], *self.unflattened_size, *x.shape[at + 1 :])
+        extent, sizes = x.shape[at], self.unflattened_size
+        known = math.prod(n for n in sizes if n != -1)
+        if sizes.count(-1) == 1 and known:  # of this dimension alone: there may be no elements to tell it by
+            sizes = tuple(extent // known if n == -1 else n for n in sizes)
+        if -1 in sizes or math.prod(sizes) != extent:
+            raise ValueError(
+                f"Unflatten: expected sizes that make the {extent} of dim {at}; got {self.unflattened_size}"
+            )
+        return x.reshape(*x.shape[:at], *sizes, *x.shape[at + 1 :])
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, unflattened_size={self.unflattened_size}"
