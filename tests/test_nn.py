@@ -262,6 +262,12 @@ def test_unflatten_works_out_an_extent_where_there_is_nothing(shape, dim, sizes)
     assert nn.Unflatten(dim, sizes)(mg.ones(shape)).shape == torch.nn.Unflatten(dim, sizes)(torch.ones(shape)).shape
 
 
+def test_numpys_ints_are_ints():
+    two = np.int64(2)
+    x = mg.ones(1, 2, 4, 4)
+    assert nn.Conv2d(2, 1, two, stride=np.array([2, 2]))(x).shape == nn.MaxPool2d(two)(x[:, :1]).shape == (1, 1, 2, 2)
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_of_nothing_is_torchs(name, device):
     torch, ours, theirs = pair(lambda nn: getattr(nn, name.partition(",")[0])(3, 0), device)

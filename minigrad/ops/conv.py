@@ -13,6 +13,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
 from minigrad.ops import _arguments as arguments
@@ -342,7 +344,7 @@ def _transposed(
 def extents(name: str, what: str, value: IntOrTuple, n: int, least: int) -> Extents:
     """An int, or one per spatial dimension, as `n` ints of at least `least`."""
     try:
-        found = tuple(v.__index__() for v in ((value,) if isinstance(value, int) else value))
+        found = tuple(v.__index__() for v in ((value,) if isinstance(value, int | np.integer) else value))
     except (AttributeError, TypeError):
         raise TypeError(f"{name}: expected {what} to be an int or {n} ints; got {value!r}") from None
     found *= n if len(found) == 1 else 1
