@@ -94,6 +94,17 @@ def test_second_derivatives_at_zero(f: Any, at: Any, expected: Any) -> None:
     assert second(f, at) == pytest.approx(expected, rel=1e-14, abs=0)
 
 
+@pytest.mark.parametrize("dtype", [mg.float16, mg.float32, mg.float64])
+@pytest.mark.parametrize("f", [mg.nn.functional.elu, mg.gelu, mg.nn.functional.silu, mg.softplus, mg.tanh, mg.sigmoid])
+def test_activations_are_straight_far_out_to_third_order(f: Any, dtype: Any) -> None:
+    far = 3e4 if dtype == mg.float16 else 1e30
+    x = mg.tensor([-far, -2000.0, 2000.0, far], dtype=dtype, requires_grad=True)
+    y = f(x)
+    for order in range(1, 4):
+        (y,) = mg.grad(y.sum(), [x], create_graph=True)
+        assert y.tolist() == ([0.0, 0.0, y[2].item(), y[3].item()] if order == 1 else [0.0] * 4)
+
+
 def test_powers_with_a_tensor_as_exponent() -> None:
     x, y = [0.0, 0.0, -2.0, 3.0, 2.0], [0.0, 2.0, 3.0, 0.0, -1.0]
     dx, dy = derivatives(mg.pow, x, y)

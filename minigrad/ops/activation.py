@@ -14,7 +14,7 @@ from minigrad._op import Op
 from minigrad._tensor import Tensor, method
 from minigrad.ops._operands import floating, operands
 from minigrad.ops.comparison import gt, where
-from minigrad.ops.unary import exp, square
+from minigrad.ops.unary import abs, exp, square
 
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
@@ -51,13 +51,23 @@ def _silu_curvature(x: Tensor) -> Tensor:
     return y * (1 - y) * (2 + x * (1 - 2 * y))
 
 
+def _elu_curvature(x: Tensor, alpha: float) -> Tensor:
+    above = gt(x, 0)
+    return where(above, 0.0, alpha * exp(where(above, 0.0, x)))  # eˣ of a large x is no 0 of the next derivative
+
+
+def _gelu_curvature(x: Tensor) -> Tensor:
+    square_x = square(where(gt(abs(x), 50), 50.0, x))  # all of it is 0 from 40 on, and x² overflows
+    return _INV_SQRT_2PI * exp(-0.5 * square_x) * (2 - square_x)
+
+
 _sigmoid = _activation("sigmoid", lambda y: 1 - 2 * y, of_output=True)
 _tanh = _activation("tanh", lambda y: -2 * y, of_output=True)
 _softplus = _activation("softplus", _sigmoid_slope)
 _relu = _activation("relu", None, of_output=True)
 _leaky_relu = _activation("leaky_relu", None)
-_elu = _activation("elu", lambda x, alpha: where(gt(x, 0), 0.0, alpha * exp(x)))
-_gelu = _activation("gelu", lambda x: _INV_SQRT_2PI * exp(-0.5 * square(x)) * (2 - square(x)))
+_elu = _activation("elu", _elu_curvature)
+_gelu = _activation("gelu", _gelu_curvature)
 _silu = _activation("silu", _silu_curvature)
 
 
