@@ -86,6 +86,8 @@ class Adam(Optimizer):
 
     def _check_options(self, group: Group) -> None:
         super()._check_options(group)
+        if not hasattr(group["betas"], "__len__"):
+            raise TypeError(f"{type(self).__name__}: expected two betas in [0, 1); got {group['betas']}")
         if len(group["betas"]) != 2 or not all(0 <= beta < 1 for beta in group["betas"]):
             raise ValueError(f"{type(self).__name__}: expected two betas in [0, 1); got {group['betas']}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from minigrad import _dtypes
 from minigrad._mode import enable_grad, mode
@@ -38,6 +38,8 @@ class Optimizer:
         self.defaults = defaults
         self.param_groups = []
         self.state = {}
+        if isinstance(params, Tensor) or not isinstance(params, Iterable):  # a tensor's rows would be no leaves
+            self._refuse(params, "[tensor]" if isinstance(params, Tensor) else "module.parameters()")
         given = list(params)
         if not given:
             raise ValueError(f"{type(self).__name__}: expected parameters; got none")
@@ -46,9 +48,13 @@ class Optimizer:
 
     def add_param_group(self, param_group: Group) -> None:
         """Train further parameters: a dict with "params" and options that depart from the defaults."""
+        who = type(self).__name__
+        if not isinstance(param_group, Mapping):
+            self._refuse(param_group, "groups only, or tensors only")
+        if "params" not in param_group:
+            raise ValueError(f"{who}: expected 'params' in a group; got {', '.join(param_group) or 'nothing'}")
         params = param_group["params"]
         group = {**self.defaults, **param_group, "params": [params] if isinstance(params, Tensor) else list(params)}
-        who = type(self).__name__
         if unknown := set(param_group) - {"params", "initial_lr", *self.defaults}:
             raise ValueError(f"{who}: no option {sorted(unknown)}; there is {', '.join(self.defaults)}")
         self._check_options(group)
@@ -64,8 +70,14 @@ class Optimizer:
             known.add(id(p))
         self.param_groups.append(group)
 
+    def _refuse(self, params: Any, way_out: str) -> NoReturn:
+        who, found = type(self).__name__, type(params).__name__
+        raise TypeError(f"{who}: expected tensors or dicts with 'params'; got {found}. Pass {way_out}.")
+
     def _check_options(self, group: Group) -> None:
         for name in ("lr", "eps", "weight_decay", "momentum"):
+            if not hasattr(group.get(name, 0.0), "__float__"):
+                raise TypeError(f"{type(self).__name__}: expected {name} as a number; got {group[name]!r}")
             if not group.get(name, 0.0) >= 0:
                 raise ValueError(f"{type(self).__name__}: expected {name} ≥ 0; got {group[name]}")
 
@@ -162,7 +174,10 @@ class Optimizer:
 
         ValueError if the groups or shapes differ.
         """
-        who, groups = f"{type(self).__name__}.load_state_dict", state_dict["param_groups"]
+        who = f"{type(self).__name__}.load_state_dict"
+        if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+            raise ValueError(f"{who}: expected 'state' and 'param_groups', as state_dict() makes them")
+        groups = state_dict["param_groups"]
         expected = [len(group["params"]) for group in self.param_groups]
         if (found := [len(group["params"]) for group in groups]) != expected:
             raise ValueError(f"{who}: expected groups of {expected} parameters; got {found}")
