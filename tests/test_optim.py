@@ -272,6 +272,15 @@ def test_errors_say_what_was_expected(make, error, text):
         make()
 
 
+def test_a_gradient_that_is_refused_moves_nothing():
+    p, q = leaf(2), leaf(2)
+    p.grad, q.grad = mg.ones(2), mg.ones(3)
+    optimizer = optim.SGD([{"params": p}, {"params": q}], lr=1.0, momentum=0.5)
+    with pytest.raises(ValueError, match=r"shape \(2,\); got \(3,\)"):
+        optimizer.step()
+    assert p.tolist() == [1.0, 1.0] and not optimizer.state
+
+
 def test_state_of_another_shape_is_refused():
     p, q = leaf(2), leaf(3)
     ours, theirs = optim.Adam([p]), optim.Adam([q])

@@ -106,10 +106,11 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            ready = [p for p in group["params"] if p.grad is not None]
+        groups = [(group, [p for p in group["params"] if p.grad is not None]) for group in self.param_groups]
+        for _, ready in groups:  # all of them before the first one moves
             for p in ready:
                 self._check_gradient(p)
+        for group, ready in groups:
             for device in dict.fromkeys(p.device for p in ready):
                 on_it = [p for p in ready if p.device == device]
                 update = functools.partial(self._update_on, device, on_it, group)
