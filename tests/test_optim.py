@@ -349,6 +349,15 @@ def test_a_saved_schedule_continues(name):
     assert other.last_epoch == 10
 
 
+def test_a_schedule_wants_the_groups_that_it_began_with():
+    optimizer = optim.SGD([leaf(1)], lr=1.0)
+    schedule = lr_scheduler.StepLR(optimizer, 1, 0.5)
+    optimizer.add_param_group({"params": leaf(1)})
+    with pytest.raises(ValueError, match="StepLR: expected an optimizer of 1 groups, as at its start; got 2"):
+        schedule.step()
+    assert schedule.last_epoch == 0 and schedule.get_last_lr() == [1.0, 1.0]
+
+
 def test_lambda_lr_counts_its_functions():
     with pytest.raises(ValueError, match="expected 1 functions, one per group; got 2"):
         lr_scheduler.LambdaLR(optim.SGD([leaf(1)]), [abs, abs])

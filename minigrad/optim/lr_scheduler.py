@@ -44,7 +44,12 @@ class LRScheduler:
         raise NotImplementedError(f"{type(self).__name__} defines no rate()")
 
     def step(self) -> None:
-        """Go to the next epoch."""
+        """Go to the next epoch. ValueError: the optimizer has another number of groups than at the start."""
+        if (found := len(self.optimizer.param_groups)) != (count := len(self.base_lrs)):
+            raise ValueError(
+                f"{type(self).__name__}: expected an optimizer of {count} groups, as at its start; got {found}. "
+                f"Add groups first, then make the schedule."
+            )
         if mode.recorder is not None:
             mode.recorder.schedules()
         self.last_epoch += 1
