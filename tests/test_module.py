@@ -101,6 +101,18 @@ def test_registration_refuses_bad_names_and_values():
         net.add_module("m", 3)
 
 
+def test_a_name_that_the_class_has_is_refused():
+    net = Net()
+    for add in (
+        lambda: net.register_buffer("forward", mg.zeros(1)),
+        lambda: setattr(net, "forward", nn.Parameter(mg.zeros(1))),
+        lambda: net.register_module("forward", nn.ReLU()),
+    ):
+        with pytest.raises(ValueError, match="Net has an attribute 'forward' of its class, which would hide"):
+            add()
+    assert "forward" not in net.state_dict() and net(mg.ones(1, 3)).shape == (1, 4)
+
+
 def test_a_typo_names_what_there_is():
     with pytest.raises(AttributeError, match=r"Linear has no attribute 'wieght'; in its tree there is weight, bias"):
         _ = nn.Linear(2, 2).wieght

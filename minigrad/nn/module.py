@@ -138,6 +138,11 @@ class Module:
             raise ValueError(f"{type(self).__name__}: a name in the tree must be non-empty, without dots; got {name!r}")
         if not isinstance(value, kind) and (value is not None or kind is Module):  # the tree goes through every module
             raise TypeError(f"{type(self).__name__}.{name}: expected a {kind.__name__}; got {type(value).__name__}")
+        if hasattr(type(self), name):  # which Python finds first
+            raise ValueError(
+                f"{type(self).__name__} has an attribute {name!r} of its class, which would hide this one. "
+                f"Choose another name."
+            )
         self._refuse_parametrized(name)
         vars(self).pop(name, None)
 
