@@ -108,7 +108,7 @@ def test_a_name_that_the_class_has_is_refused():
         lambda: setattr(net, "forward", nn.Parameter(mg.zeros(1))),
         lambda: net.register_module("forward", nn.ReLU()),
     ):
-        with pytest.raises(ValueError, match="Net has an attribute 'forward' of its class, which would hide"):
+        with pytest.raises(ValueError, match="Net has 'forward' in its class, which would hide"):
             add()
     assert "forward" not in net.state_dict() and net(mg.ones(1, 3)).shape == (1, 4)
 
@@ -244,6 +244,12 @@ def test_loading_names_every_difference_and_changes_nothing():
         "  second.bias: expected a tensor; got ndarray"
     )
     assert values(net) == before
+
+
+@pytest.mark.parametrize("state", [None, "model.safetensors", [mg.ones(1)], nn.ReLU()])
+def test_loading_what_is_no_state(state):
+    with pytest.raises(TypeError, match=r"Net.load_state_dict: expected a dict of tensors; got .*mg.load\(path\)"):
+        Net().load_state_dict(state)
 
 
 def test_loading_what_fits():

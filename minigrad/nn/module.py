@@ -139,10 +139,7 @@ class Module:
         if not isinstance(value, kind) and (value is not None or kind is Module):  # the tree goes through every module
             raise TypeError(f"{type(self).__name__}.{name}: expected a {kind.__name__}; got {type(value).__name__}")
         if hasattr(type(self), name):  # which Python finds first
-            raise ValueError(
-                f"{type(self).__name__} has an attribute {name!r} of its class, which would hide this one. "
-                f"Choose another name."
-            )
+            raise ValueError(f"{type(self).__name__} has {name!r} in its class, which would hide it. Rename it.")
         self._refuse_parametrized(name)
         vars(self).pop(name, None)
 
@@ -326,6 +323,9 @@ class Module:
         ValueError lists keys that are missing or unexpected (with `strict=False` these are returned instead) and
         tensors of another shape or dtype.
         """
+        if not isinstance(state_dict, Mapping):
+            who, found = type(self).__name__, type(state_dict).__name__
+            raise TypeError(f"{who}.load_state_dict: expected a dict of tensors; got {found}. Pass mg.load(path).")
         state = dict(state_dict)
         for path, module in self.named_modules(remove_duplicate=False):
             module._adapt_state(state, f"{path}." if path else "")
@@ -333,10 +333,8 @@ class Module:
         skipped = IncompatibleKeys([key for key in own if key not in state], [key for key in state if key not in own])
         wrong = [f"{key}: missing" for key in skipped.missing_keys if strict]
         wrong += [f"{key}: unexpected" for key in skipped.unexpected_keys if strict]
-        for key, tensor in own.items():
-            if key not in state:
-                continue
-            found = state[key]
+        for key in filter(state.__contains__, own):
+            tensor, found = own[key], state[key]
             if not isinstance(found, Tensor):
                 wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
             elif isinstance(tensor, UninitializedParameter):
