@@ -178,6 +178,40 @@ def test_a_lazy_layer_loads_the_state_of_an_eager_one():
     assert same(snapshot(lazy), snapshot(eager))
 
 
+@pytest.mark.parametrize("through", ["load_state_dict", "convert_state", "from_torch_state_dict"])
+def test_a_refused_state_leaves_lazy_layers_lazy(through):
+    """Nor is a number drawn: the layer can still take a batch, or a state, of any other size."""
+
+    def made():
+        mg.manual_seed(0)
+        return mg.nn.Sequential(spectral_norm(mg.nn.LazyLinear(2), learnable_scale=True), mg.nn.Linear(2, 1))
+
+    refuse = {
+        "load_state_dict": lambda state: model.load_state_dict(state),
+        "convert_state": lambda state: mg.spectral.convert_state(state, "torch", model),
+        "from_torch_state_dict": lambda state: mg.from_torch_state_dict(state, model),
+    }[through]
+    state = mg.nn.Sequential(spectral_norm(mg.nn.Linear(5, 2), learnable_scale=True), mg.nn.Linear(2, 3)).state_dict()
+    model, untouched = made(), made()
+    mg.manual_seed(1)
+    with pytest.raises(ValueError, match=r"1\.weight: expected \(1, 2\)"):
+        refuse(state)
+    assert repr(model) == repr(untouched)
+    out = model(mg.ones(3, 7))
+    mg.manual_seed(1)
+    assert untouched(mg.ones(3, 7)).tolist() == out.tolist()
+    assert same(snapshot(model[0]), snapshot(untouched[0]))
+
+
+def test_a_lazy_layer_refuses_a_state_that_has_no_shape_for_it():
+    lazy = mg.nn.LazyLinear(2)
+    for state, words in (({}, "weight: missing"), ({"weight": mg.ones(2), "bias": mg.ones(2)}, "of a lazy layer")):
+        with pytest.raises(ValueError, match=words):
+            lazy.load_state_dict(state)
+    assert lazy.load_state_dict({}, strict=False).missing_keys == ["weight", "bias"]
+    assert lazy(mg.ones(3, 7)).shape == (3, 2)
+
+
 def test_a_lazy_layer_whose_weight_cannot_be_normalized_waits_for_another_batch():
     lazy = spectral_norm(mg.nn.LazyLinear(4), learnable_scale=True)
     with pytest.raises(ValueError, match=r"none of extent 0; got shape \(4, 0\)"):

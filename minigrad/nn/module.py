@@ -16,6 +16,7 @@ from minigrad._mode import mode, no_grad
 from minigrad._tensor import Tensor, drop_grad
 from minigrad.autograd import RemovableHandle
 from minigrad.nn import _calls
+from minigrad.nn._refusal import as_it_was_on_an_error
 from minigrad.nn.parameter import Parameter, UninitializedParameter
 
 
@@ -326,7 +327,10 @@ class Module:
         if not isinstance(state_dict, Mapping):
             who, found = type(self).__name__, type(state_dict).__name__
             raise TypeError(f"{who}.load_state_dict: expected a dict of tensors; got {found}. Pass mg.load(path).")
-        state = dict(state_dict)
+        with as_it_was_on_an_error(self):
+            return self._load(dict(state_dict), strict)
+
+    def _load(self, state: dict[str, Tensor], strict: bool) -> IncompatibleKeys:
         for path, module in self.named_modules(remove_duplicate=False):
             module._adapt_state(state, f"{path}." if path else "")
         own = dict(self._saved())
@@ -338,7 +342,7 @@ class Module:
             if not isinstance(found, Tensor):
                 wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
             elif isinstance(tensor, UninitializedParameter):
-                wrong.append(f"{key}: a lazy layer takes its shape from a weight of ≥ 2 dimensions; there is none")
+                wrong.append(f"{key}: of a lazy layer, whose shape is that of a weight with 2 axes or more; got none")
             elif (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
                 wrong.append(f"{key}: expected {tensor.shape}, {tensor.dtype}; got {found.shape}, {found.dtype}")
         if wrong:

@@ -9,6 +9,7 @@ import numpy as np
 
 from minigrad import _dtypes
 from minigrad._tensor import Tensor
+from minigrad.nn._refusal import as_it_was_on_an_error
 from minigrad.nn.linear import Linear
 from minigrad.nn.module import Module
 from minigrad.nn.norm import BatchNorm1d, BatchNorm2d
@@ -67,7 +68,8 @@ def convert_state(state: Mapping[str, Any], source: str, model: Module) -> dict[
     """
     if source not in SOURCES:
         raise ValueError(f"convert_state: expected source to be one of {', '.join(SOURCES)}; got {source!r}")
-    return _converted("convert_state", state, source, model)
+    with as_it_was_on_an_error(model):
+        return _converted("convert_state", state, source, model)
 
 
 def _converted(who: str, state: Mapping[str, Any], source: str, model: Module) -> dict[str, Tensor]:
@@ -125,9 +127,10 @@ def from_torch_state_dict(state_dict: Mapping[str, Any], model: Module) -> dict[
     [[6.0]]
     """
     host = {key: _from_torch(key, x) for key, x in state_dict.items()}
-    found = _converted("from_torch_state_dict", host, "torch", model)
-    own = dict(model._saved())
-    return {key: _widened(key, x, own[key].dtype) for key, x in found.items()}
+    with as_it_was_on_an_error(model):
+        found = _converted("from_torch_state_dict", host, "torch", model)
+        own = dict(model._saved())
+        return {key: _widened(key, x, own[key].dtype) for key, x in found.items()}
 
 
 def _from_torch(key: str, x: Any) -> Any:

@@ -1,0 +1,37 @@
+"""A state that is refused leaves lazy layers lazy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from minigrad import _random
+from minigrad.nn.parameter import UninitializedParameter
+
+if TYPE_CHECKING:
+    from minigrad.nn.module import Module
+
+
+@contextmanager
+def as_it_was_on_an_error(model: Module) -> Iterator[None]:
+    """Lazy layers get their shapes before a state can be compared with them; on an error they lose them again."""
+    lazy = [m for m in model.modules() if any(isinstance(p, UninitializedParameter) for p in m.parameters())]
+    modules = [(m, type(m), dict(vars(m))) for m in {m: None for owner in lazy for m in owner.modules()}]
+    trees = [(tree, dict(tree)) for _, _, own in modules for tree in own.values() if isinstance(tree, dict)]
+    parameters = [(p, type(p), p.data) for owner in lazy for p in owner.parameters()]
+    random = _random.default.get_state()
+    try:
+        yield
+    except Exception:
+        for m, kind, own in modules:
+            object.__setattr__(m, "__class__", kind)
+            trees.append((vars(m), own))
+        for tree, before in trees:
+            tree.clear()
+            tree.update(before)
+        for p, cls, data in parameters:
+            p.__class__, p.data = cls, data  # type: ignore[assignment]
+        if lazy:  # their first values were drawn
+            _random.default.set_state(random)
+        raise
