@@ -21,6 +21,7 @@ from minigrad._files import DTYPES, Array, Entry, PathLike, read, write
 from minigrad._interrupt import deferred
 from minigrad._tensor import Tensor
 from minigrad._tree import differences, filled, flat, is_finite, said
+from minigrad.nn._refusal import read_only
 from minigrad.nn.module import Module
 from minigrad.ops.creation import from_numpy
 from minigrad.optim.lr_scheduler import LRScheduler
@@ -275,6 +276,8 @@ def _refused(path: str, part: Any, template: Any, numbers: Mapping[str, Any]) ->
                 part._check_options({**theirs, "params": ours["params"]})
             except ValueError as error:
                 yield f"{path}.param_groups.{i}: {error}"
+    elif isinstance(part, Module):
+        yield from read_only({f"{path}.{key}": x for key, x in template.items()})
     elif isinstance(part, np.random.Generator):
         try:
             copy.deepcopy(part.bit_generator).state = filled(path, template, numbers)

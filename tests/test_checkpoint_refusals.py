@@ -71,6 +71,17 @@ def saved(tmp_path):
     return checkpoint.save(tmp_path)
 
 
+def test_read_only_memory_is_found_before_anything_is_written(tmp_path):
+    saved = parts(0)
+    file = saved.save(tmp_path)
+    checkpoint = parts(1)
+    checkpoint.model[1].running_var = mg.ones(1).expand(8)
+    before = seen(checkpoint)
+    with pytest.raises(ValueError, match=r"nothing was loaded:\s+model\.1\.running_var: is read-only here"):
+        checkpoint.load(file)
+    assert seen(checkpoint) == before
+
+
 def test_the_checksum_is_that_of_the_docstring(saved):
     forged(saved, {"step": 5, "scheduler.gamma": 0.25, "optimizer.param_groups.1.lr": 1})
     checkpoint = parts(1)

@@ -252,6 +252,24 @@ def test_loading_what_is_no_state(state):
         Net().load_state_dict(state)
 
 
+def test_loading_finds_read_only_memory_before_it_writes():
+    net = Net()
+    net.register_buffer("table", mg.ones(1).expand(3))
+    before = values(net)
+    with pytest.raises(ValueError, match=r"nothing was loaded:\n  table: is read-only here: .* clone\(\)"):
+        net.load_state_dict({**Net().state_dict(), "table": mg.zeros(3)})
+    assert values(net) == before
+
+
+def test_a_models_own_state_under_other_names():
+    """Each value is read before it is written over."""
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    first, second = (layer.weight.tolist() for layer in net)
+    state = net.state_dict()
+    net.load_state_dict({"0.weight": state["1.weight"], "1.weight": state["0.weight"].T})
+    assert net[0].weight.tolist() == second and net[1].weight.T.tolist() == first
+
+
 def test_loading_what_fits():
     net = Net()
     state = {"scale": mg.full((4,), 2.0), "other": mg.zeros(1)}

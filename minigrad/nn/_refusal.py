@@ -1,12 +1,14 @@
-"""A state that is refused leaves lazy layers lazy."""
+"""A state that is refused changes nothing: lazy layers stay lazy, and what cannot be written to is found before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from minigrad import _random
+from minigrad._tensor import Tensor
+from minigrad.device import kernels
 from minigrad.nn.parameter import UninitializedParameter
 
 if TYPE_CHECKING:
@@ -31,7 +33,14 @@ def as_it_was_on_an_error(model: Module) -> Iterator[None]:
             tree.clear()
             tree.update(before)
         for p, cls, data in parameters:
-            p.__class__, p.data = cls, data  # type: ignore[assignment]
+            p.__class__, p.data = cls, data
         if lazy:  # their first values were drawn
             _random.default.set_state(random)
         raise
+
+
+def read_only(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """A line for each tensor that no values can be copied into."""
+    for key, x in tensors.items():
+        if not kernels(x.device).is_writable(x.data):
+            yield f"{key}: is read-only here: an expanded view, or an array that forbids writing. Put a clone() there"

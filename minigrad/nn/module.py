@@ -16,7 +16,7 @@ from minigrad._mode import mode, no_grad
 from minigrad._tensor import Tensor, drop_grad
 from minigrad.autograd import RemovableHandle
 from minigrad.nn import _calls
-from minigrad.nn._refusal import as_it_was_on_an_error
+from minigrad.nn._refusal import as_it_was_on_an_error, read_only
 from minigrad.nn.parameter import Parameter, UninitializedParameter
 
 
@@ -337,20 +337,22 @@ class Module:
         skipped = IncompatibleKeys([key for key in own if key not in state], [key for key in state if key not in own])
         wrong = [f"{key}: missing" for key in skipped.missing_keys if strict]
         wrong += [f"{key}: unexpected" for key in skipped.unexpected_keys if strict]
-        for key in filter(state.__contains__, own):
-            tensor, found = own[key], state[key]
-            if not isinstance(found, Tensor):
+        taken = {key: tensor for key, tensor in own.items() if key in state}
+        for key, tensor in taken.items():
+            if not isinstance(found := state[key], Tensor):
                 wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
             elif isinstance(tensor, UninitializedParameter):
                 wrong.append(f"{key}: of a lazy layer, whose shape is that of a weight with 2 axes or more; got none")
             elif (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
                 wrong.append(f"{key}: expected {tensor.shape}, {tensor.dtype}; got {found.shape}, {found.dtype}")
+        wrong += read_only(taken)
         if wrong:
             raise ValueError("\n  ".join([f"{type(self).__name__}.load_state_dict: nothing was loaded:", *wrong]))
+        memory = {id(tensor.version) for tensor in taken.values()}  # a state of its own: two names swapped, perhaps
         with no_grad():
-            for key, tensor in own.items():
-                if key in state:
-                    tensor.copy_(state[key].to(device=tensor.device))
+            values = [state[key].clone() if id(state[key].version) in memory else state[key] for key in taken]
+            for tensor, value in zip(taken.values(), values, strict=True):
+                tensor.copy_(value.to(device=tensor.device))
         return skipped
 
     def _adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
