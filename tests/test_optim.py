@@ -281,6 +281,36 @@ def test_a_gradient_that_is_refused_moves_nothing():
     assert p.tolist() == [1.0, 1.0] and not optimizer.state
 
 
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda s: s["param_groups"][0].update(lr=-1.0), ValueError, "expected lr ≥ 0; got -1.0"),
+        (lambda s: s["param_groups"][0].update(amsgrad=True), ValueError, r"no option \['amsgrad'\]; there is lr"),
+        (lambda s: s["state"].update({2: {}}), ValueError, r"state of 1 parameters that are in no group: \[2\]"),
+        (lambda s: s["state"][1].update(exp_avg=np.ones(3)), TypeError, "expected exp_avg .* got <class 'numpy"),
+    ],
+    ids=["range", "option", "parameter", "kind"],
+)
+def test_a_state_that_is_refused_changes_nothing(change, error, text):
+    p, q = leaf(2), leaf(3)
+    optimizer = optim.Adam([p, q], lr=0.5)
+    (p.sum() + q.sum()).backward()
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    before = str(optimizer.state_dict())
+    state["param_groups"][0]["lr"] = 0.25
+    change(state)
+    with pytest.raises(error, match=text):
+        optimizer.load_state_dict(state)
+    assert str(optimizer.state_dict()) == before
+
+
+def test_state_of_another_algorithm_is_refused():
+    optimizer = optim.SGD([leaf(2)], momentum=0.5)
+    with pytest.raises(ValueError, match=r"SGD\.load_state_dict: no option \['betas', 'eps'\]; there is lr, momentum"):
+        optimizer.load_state_dict(optim.Adam([leaf(2)]).state_dict())
+
+
 def test_state_of_another_shape_is_refused():
     p, q = leaf(2), leaf(3)
     ours, theirs = optim.Adam([p]), optim.Adam([q])

@@ -173,7 +173,8 @@ class Optimizer:
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Copy options and state from a state dict of the same algorithm, made for as many parameters of such shapes.
 
-        ValueError if the groups or shapes differ.
+        ValueError: other groups or shapes, an option that the algorithm has not or that is out of range, state of more
+        parameters. TypeError: state that is neither tensor nor number. Nothing has changed then.
         """
         who = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
@@ -182,14 +183,22 @@ class Optimizer:
         expected = [len(group["params"]) for group in self.param_groups]
         if (found := [len(group["params"]) for group in groups]) != expected:
             raise ValueError(f"{who}: expected groups of {expected} parameters; got {found}")
+        for theirs, ours in zip(groups, self.param_groups, strict=True):
+            if unknown := set(theirs) - {"initial_lr", *ours}:
+                raise ValueError(f"{who}: no option {sorted(unknown)}; there is {', '.join(self.defaults)}")
+            self._check_options({**ours, **theirs})
         pairs = [
             (number, p)
             for theirs, ours in zip(groups, self.param_groups, strict=True)
             for number, p in zip(theirs["params"], ours["params"], strict=True)
         ]
+        if foreign := set(state_dict["state"]) - {number for number, _ in pairs}:
+            raise ValueError(f"{who}: state of {len(foreign)} parameters that are in no group: {sorted(foreign)}")
         state: dict[Tensor, dict[str, Any]] = {}
         for number, p in pairs:
             for name, value in state_dict["state"].get(number, {}).items():
+                if not isinstance(value, Tensor | int | float):
+                    raise TypeError(f"{who}: expected {name} to be a tensor or a number; got {type(value)}")
                 if isinstance(value, Tensor):
                     if value.shape != p.shape:
                         raise ValueError(f"{who}: expected {name} of shape {p.shape}; got {value.shape}")
