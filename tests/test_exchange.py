@@ -143,6 +143,18 @@ def test_read_only_memory_stays_so(take):
     assert x.clone().zero_().tolist() == [0, 0, 0]
 
 
+def test_what_others_have_expanded_is_read_only():
+    """A change of one element would be one of others, and a sum in place would be made several times."""
+    torch = pytest.importorskip("torch", reason="exchange with torch needs torch")
+    memory = torch.ones(2, 1, 1)
+    x = mg.from_dlpack(memory.expand(2, 3, 1))
+    with pytest.raises(RuntimeError, match="read-only: an expanded view"):
+        x[0, 0] = 5.0
+    assert memory.flatten().tolist() == [1, 1] and x.sum().item() == 6
+    mg.from_dlpack(memory[:1].expand(1, 1, 1)).zero_()
+    assert memory.flatten().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("backwards", [lambda x: x.flip(0), lambda x: x[::-1], lambda x: x.flip(1).T])
 def test_what_runs_backwards_is_refused(backwards):
     """torch ends the process over a negative stride, with no exception to catch."""

@@ -127,7 +127,10 @@ def dlpack_device(x: Array) -> tuple[int, int]:
 def from_dlpack(x: Any) -> Array:
     """Another library's array, over its memory."""
     try:
-        return np.from_dlpack(x)
+        array = np.from_dlpack(x)
+        if any(stride == 0 < n - 1 for n, stride in zip(array.shape, array.strides, strict=True)):
+            array.flags.writeable = False  # several elements share their memory, which the owner need not say
+        return array
     except RuntimeError as error:
         if "dtype" not in str(error):
             raise
