@@ -133,15 +133,15 @@ class Checkpoint:
         In a folder the file is named after the step, and the last `keep` stay (default: all). A file appears as a whole
         or not at all, whatever happens to the process, and Ctrl-C waits for it. Leftovers of a killed one are removed.
 
-        ValueError: `keep` below 1 or without a folder, a folder with a later step, a number that is not finite.
+        ValueError: `keep` no integer ≥ 1 or without a folder, a later step there, a number that is not finite.
         TypeError: state that is no number, string or tensor. OSError: it cannot be written.
         """
         if type(self.step) is not int or self.step < 0:
             raise ValueError(f"Checkpoint.save: expected step to be an integer ≥ 0; got {self.step!r}")
         target = Path(path)
         in_folder = target.suffix != _SUFFIX
-        if keep is not None and (not in_folder or keep < 1):
-            raise ValueError(f"Checkpoint.save: expected keep ≥ 1, and a folder; got keep={keep}, {target}")
+        if keep is not None and (not in_folder or not isinstance(keep, int) or keep < 1):
+            raise ValueError(f"Checkpoint.save: expected int keep ≥ 1, and a folder; got keep={keep!r}, {target}")
         leaves = flat({"step": self.step, **{path: _state(part) for path, part in self._parts()}})
         arrays = {key: _array(x) for key, x in leaves.items() if isinstance(x, Tensor)}
         numbers = {key: _plain(key, x) for key, x in leaves.items() if key not in arrays}
@@ -196,7 +196,12 @@ class Checkpoint:
             self.step = numbers["step"]
 
     def resume(self, folder: PathLike) -> bool:
-        """Load the newest checkpoint of a folder if it has any; had it? Errors are those of `load`."""
+        """Load the newest checkpoint of a folder if it has any; had it? Errors are those of `load`.
+
+        NotADirectoryError: a file; to take it for an empty folder would start the training anew.
+        """
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise NotADirectoryError(f"Checkpoint.resume: expected a folder; got the file {folder}. Use load().")
         if not self.steps(folder):
             return False
         self.load(folder)

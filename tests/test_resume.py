@@ -159,6 +159,8 @@ def test_leftovers_go_with_the_next_write_unless_somebody_is_writing(tmp_path):
     [
         (lambda at: small(step=3).save(at), ValueError, r"has step 4, which is later than 3\. Go on from there"),
         (lambda at: small(step=5).save(at, keep=0), ValueError, "keep ≥ 1, and a folder; got keep=0"),
+        (lambda at: small(step=5).save(at, keep=1.5), ValueError, "int keep ≥ 1, and a folder; got keep=1.5"),
+        (lambda at: small().resume(at / "step-000000004.safetensors"), NotADirectoryError, "a folder; got .* load"),
         (lambda at: small().save(at / "x.safetensors", keep=2), ValueError, r"got keep=2, .*x\.safetensors"),
         (lambda at: small(step=-1).save(at), ValueError, "step to be an integer ≥ 0; got -1"),
         (lambda at: small(step=np.int64(9)).save(at), ValueError, "step to be an integer"),
