@@ -206,7 +206,9 @@ _FLEXIBLE = {"reshape", "expand", "slice"}  # whose sizes may depend on the batc
 @_form
 def _reshape(g: Graph, x: str, *, shape: tuple[Any, ...]) -> str:
     varying = [n for n in shape if isinstance(n, Affine)]
-    return g.node("Reshape", x, g.extents([-1 if n in varying else n for n in shape] if len(varying) == 1 else shape))
+    inferred = len(varying) == 1 and 0 not in shape
+    extents = g.extents([-1 if n in varying else n for n in shape] if inferred else shape)
+    return g.node("Reshape", x, extents, allowzero=not inferred)  # else 0 means the input's own extent
 
 
 @_form

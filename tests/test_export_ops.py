@@ -102,6 +102,7 @@ FUNCTIONS = {
     "chunks": lambda x: mg.stack(x.chunk(2, dim=1), dim=-1),
     "permutations": lambda x: x.permute(0, 2, 1) * x.flip([1, 2]).transpose(1, 2),
     "shapes": lambda x: x.reshape(x.shape[0] * 4, -1).reshape(x.shape[0], 2, 2, -1).squeeze().unsqueeze(1),
+    "shapes of nothing": lambda x: (x[..., :0].flatten(1).sum(1), x[:, :0].reshape(x.shape[0], 2, 0, 5).sum(2)),
     "expansion": lambda x: x.unsqueeze(1).expand(x.shape[0], 3, 4, 6).contiguous().clone(),
     "tensors of the batch's size": lambda x: mg.cat([x, mg.zeros_like(x), mg.full((x.shape[0], 1, 6), 2.0)], 1),
     "rows for the batch": lambda x: x + mg.arange(24.0).reshape(1, 4, 6).expand(*x.shape) * mg.ones_like(x),
