@@ -237,7 +237,7 @@ class _Merge:
             return {key: self(f"{where}, {key}", *(v[key] for v in versions)) for key in first}
         if isinstance(first, slice):
             return slice(*self(where, *((v.start, v.stop, v.step) for v in versions)))
-        if all(v == first for v in versions):
+        if all(v == first or (v != v and first != first) for v in versions):  # NaN, too, is the same each time
             return first
         if isinstance(first, int):
             slope = versions[1] - first

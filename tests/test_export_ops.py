@@ -82,6 +82,7 @@ FUNCTIONS = {
     "more unary": lambda x: mg.log1p(x.abs()) + mg.expm1(x) + mg.rsqrt(x.abs() + 1) + mg.reciprocal(x.abs() + 1),
     "comparisons": lambda x: mg.where((x > 0) & (x < 1) | (x >= 1.5), x, 0.5).where(~(x == 0) & (x != 3), 2 * x),
     "where of numbers": lambda x: mg.where(x <= 0, -1.0, mg.where(mg.isfinite(x) & ~mg.isnan(x), 2.0, 0.0)),
+    "where of NaN": lambda x: mg.isnan(mg.where(x <= 0, float("nan"), x) * F.pad(x[:, 1:], (0, 0, 1, 0), float("nan"))),
     "extremes": lambda x: x.maximum(0.1) - x.minimum(x.clip(-0.5)) + x.clip(None, 0.3) + x.clip(-1, 1),
     "reductions": lambda x: x.sum(1, keepdim=True) + x.mean(2, keepdim=True) + x.amax((1, 2), keepdim=True) - x.amin(),
     "statistics": lambda x: (x - x.mean((1, 2), keepdim=True)) / (x.std((1, 2), keepdim=True) + 1e-5) + x.var(),
