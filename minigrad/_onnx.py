@@ -155,12 +155,19 @@ def _square(g: Graph, x: str) -> str:
 
 @_form
 def _log1p(g: Graph, x: Term) -> str:
-    return g.node("Log", g.node("Add", x, g.constant(1, x.dtype)))
+    """log(u) x / (u − 1) for u = 1 + x, where the rounding of u cancels; x where u is 1."""
+    u = g.node("Add", x, one := g.constant(1, x.dtype))
+    rounded = g.node("Sub", u, one)
+    scale = g.node("Where", g.node("Equal", rounded, x), one, g.node("Div", x, rounded))
+    far = g.node("Mul", g.node("Log", u), scale)
+    return g.node("Where", g.node("Equal", u, one), x, far)
 
 
 @_form
 def _expm1(g: Graph, x: Term) -> str:
-    return g.node("Sub", g.node("Exp", x), g.constant(1, x.dtype))
+    """tanh(x/2) (eˣ + 1), which loses nothing near 0."""
+    half = g.node("Tanh", g.node("Mul", x, g.constant(0.5, x.dtype)))
+    return g.node("Mul", half, g.node("Add", g.node("Exp", x), g.constant(1, x.dtype)))
 
 
 @_form

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from exported import Ops, check, moved, onnx, weights
+from exported import Ops, check, moved, onnx, run, weights
 
 import minigrad as mg
 from minigrad import nn
@@ -127,6 +127,15 @@ def test_comparisons_of_equals(tmp_path):
         return x < 2, x <= 2, x > 2, x >= 2, x == 2, x != 2, x.maximum(2) - x.minimum(x.clip(1, 3))
 
     check(tmp_path, Ops(fn), mg.zeros(3, 40, dtype=mg.int64))
+
+
+def test_log1p_and_expm1_near_0_and_at_the_ends(tmp_path):
+    mg.export.onnx(Ops(lambda x: (mg.log1p(x), mg.expm1(x))), mg.zeros(1, 2), tmp_path / "model.onnx")
+    x = np.float32([[1e-10, -1e-10], [3e-5, -3e-5], [1e-3, -0.3], [-1.0, -50.0], [np.inf, 1e30], [-0.0, np.nan]])
+    with np.errstate(all="ignore"):
+        expected = np.log1p(x), np.expm1(x)
+    for ours, wanted in zip(run(tmp_path / "model.onnx", x), expected, strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-6)
 
 
 def test_several_inputs(tmp_path):
