@@ -297,8 +297,17 @@ def _reduction(kind: str) -> Callable[..., str]:
     return form
 
 
-for _op, _kind in {"sum": "ReduceSum", "norm": "ReduceL2", "amax": "ReduceMax", "amin": "ReduceMin"}.items():
+for _op, _kind in {"sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}.items():
     FORMS[_op] = _reduction(_kind)
+
+
+@_form
+def _norm(g: Graph, x: Term, *, dims: Extents, keepdim: bool) -> str:
+    """In float64 for float32, where the squares of 1e-30 and 1e+30 would be 0 and infinite."""
+    if x.dtype != _dtypes.float32:
+        return _reduction("ReduceL2")(g, x, dims=dims, keepdim=keepdim)
+    wide = Term(g.cast(x, _dtypes.float64), x.shape, _dtypes.float64)
+    return g.cast(_reduction("ReduceL2")(g, wide, dims=dims, keepdim=keepdim), x.dtype)
 
 
 @_form

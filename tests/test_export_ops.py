@@ -138,6 +138,13 @@ def test_log1p_and_expm1_near_0_and_at_the_ends(tmp_path):
         np.testing.assert_allclose(ours, wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_norms_of_small_and_large_vectors(scale, tmp_path):
+    mg.export.onnx(Ops(lambda x: x / x.norm(dim=1, keepdim=True)), mg.zeros(1, 4), tmp_path / "model.onnx")
+    (unit,) = run(tmp_path / "model.onnx", np.full((3, 4), scale, np.float32))
+    np.testing.assert_allclose(unit, 0.5, rtol=1e-6)
+
+
 def test_several_inputs(tmp_path):
     graph = check(tmp_path, Ops(lambda x, y: x * y.to(mg.float32)), mg.randn(3, 4), mg.tensor([[1], [2], [3]]))
     assert [x.name for x in graph.input] == ["input_0", "input_1"]
