@@ -253,6 +253,20 @@ def test_errors_name_everything():
     single.load_state_dict(mg.spectral.convert_state(given, "torch-old", single))
 
 
+def test_a_tensor_under_two_names_is_refused():
+    """Which of them is meant cannot be known."""
+    model = mg.nn.Sequential(spectral_norm(mg.nn.Linear(3, 2, bias=False, **F64)))
+    old = arrays(**{"0.weight_orig": (2, 3), "0.weight_u": 2, "0.weight_v": 3})
+    both = {**model.state_dict(), **{key: mg.tensor(x) for key, x in old.items()}}
+    for load in (model.load_state_dict, lambda state: mg.spectral.convert_state(state, "torch", model)):
+        with pytest.raises(ValueError, match=r"0\.weight_orig: (unexpected|nothing in the model has this name)"):
+            load(both)
+    with pytest.raises(ValueError, match="0/W: nothing in the model has this name"):
+        mg.spectral.convert_state(
+            arrays(**{"0/W": (2, 3), "0/weight": (2, 3)}), "chainer", mg.nn.Sequential(mg.nn.Linear(3, 2, bias=False))
+        )
+
+
 def test_an_array_that_cannot_be_read_is_named(tmp_path):
     np.savez(tmp_path / "model.npz", **{"0/W": np.asarray(None)})  # Chainer's parameter without a shape yet
     model = mg.nn.Sequential(mg.nn.Linear(3, 2))

@@ -82,7 +82,7 @@ def _converted(who: str, state: Mapping[str, Any], source: str, model: Module) -
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
         for theirs, ours, changed in _differences(source, module):
-            if prefix + theirs in found:
+            if prefix + theirs in found and (theirs == ours or prefix + ours not in found):  # else it is there twice
                 x = found.pop(prefix + theirs)
                 found[prefix + ours] = changed(x)
                 spelled += [(found[prefix + ours], key) for y, key in spelled if y is x]

@@ -157,7 +157,7 @@ class SpectralParametrization(Parametrization):
         """
         owner, _, name = prefix.removesuffix(".").rpartition("parametrizations.")
         old = owner + name
-        if old + "_orig" not in state:
+        if old + "_orig" not in state or prefix + "original" in state:  # of two layouts, the older one is unexpected
             return
         state[prefix + "original"] = state.pop(old + "_orig")
         state.pop(old, None)
