@@ -36,7 +36,7 @@ def save(state_dict: Mapping[str, Tensor], path: PathLike) -> None:
 
     Tensors of any shape, dtype, device and strides; those that share memory are written once for each key.
 
-    TypeError: a key that is no string, a value that is no tensor. ValueError: the key "__metadata__", which the format
+    TypeError: no mapping, a key that is no string, a value that is no tensor. ValueError: the key "__metadata__", which the format
     reserves. OSError: the file cannot be written.
 
     >>> import minigrad as mg, tempfile
@@ -49,6 +49,8 @@ def save(state_dict: Mapping[str, Tensor], path: PathLike) -> None:
     >>> twin.running_mean
     tensor([2.])
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"save: expected tensors by name; got {type(state_dict).__name__}. Use model.state_dict().")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise TypeError(f"save: expected tensors by name; got {key!r}: {type(value).__name__}. Use mg.tensor().")

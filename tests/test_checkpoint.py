@@ -118,6 +118,8 @@ def test_permissions_and_links_are_as_with_any_file(path):
 def test_what_is_no_state_dict(path):
     with pytest.raises(TypeError, match=r"save: expected tensors by name; got 'x': ndarray"):
         mg.save({"x": np.zeros(1)}, path)
+    with pytest.raises(TypeError, match=r"save: expected tensors by name; got Linear\. Use model\.state_dict\(\)"):
+        mg.save(mg.nn.Linear(1, 1), path)
     with pytest.raises(TypeError, match=r"got 1: Tensor"):
         mg.save({1: mg.zeros(1)}, path)
     with pytest.raises(ValueError, match="'__metadata__'"):
