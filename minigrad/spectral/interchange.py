@@ -148,9 +148,10 @@ def _from_torch(key: str, x: Any) -> Any:
 
 def _widened(key: str, x: Tensor, dtype: Any) -> Tensor:
     if x.dtype != dtype and not (x.dtype.kind == dtype.kind == "f" and np.can_cast(x.dtype, dtype)):
+        floats = x.dtype.kind == dtype.kind == "f"  # a model becomes no other
         raise TypeError(
             f"from_torch_state_dict: {key!r}: {x.dtype} would not keep its values as the model's {dtype}. "
-            f"Use model.to(mg.{x.dtype}), or convert it in torch."
+            f"{f'Use model.to(mg.{x.dtype}), or convert' if floats else 'Convert'} it in torch."
         )
     return x.to(dtype)
 
