@@ -156,11 +156,9 @@ def _square(g: Graph, x: str) -> str:
 @_form
 def _log1p(g: Graph, x: Term) -> str:
     """log(u) x / (u − 1) for u = 1 + x, where the rounding of u cancels; x where u is 1."""
-    u = g.node("Add", x, one := g.constant(1, x.dtype))
-    rounded = g.node("Sub", u, one)
+    rounded = g.node("Sub", u := g.node("Add", x, one := g.constant(1, x.dtype)), one)
     scale = g.node("Where", g.node("Equal", rounded, x), one, g.node("Div", x, rounded))
-    far = g.node("Mul", g.node("Log", u), scale)
-    return g.node("Where", g.node("Equal", u, one), x, far)
+    return g.node("Where", g.node("Equal", u, one), x, g.node("Mul", g.node("Log", u), scale))
 
 
 @_form
@@ -304,9 +302,7 @@ for _op, _kind in {"sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}
 @_form
 def _norm(g: Graph, x: Term, *, dims: Extents, keepdim: bool) -> str:
     """In float64 for float32, where the squares of 1e-30 and 1e+30 would be 0 and infinite."""
-    if x.dtype != _dtypes.float32:
-        return _reduction("ReduceL2")(g, x, dims=dims, keepdim=keepdim)
-    wide = Term(g.cast(x, _dtypes.float64), x.shape, _dtypes.float64)
+    wide = Term(g.cast(x, _dtypes.float64), x.shape, _dtypes.float64) if x.dtype == _dtypes.float32 else x
     return g.cast(_reduction("ReduceL2")(g, wide, dims=dims, keepdim=keepdim), x.dtype)
 
 

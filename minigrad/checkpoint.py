@@ -36,8 +36,8 @@ def save(state_dict: Mapping[str, Tensor], path: PathLike) -> None:
 
     Tensors of any shape, dtype, device and strides; those that share memory are written once for each key.
 
-    TypeError: no mapping, a key that is no string, a value that is no tensor. ValueError: the key "__metadata__", which the format
-    reserves. OSError: the file cannot be written.
+    TypeError: no mapping, a key that is no string, a value that is no tensor. ValueError: the key "__metadata__", which
+    the format reserves. OSError: the file cannot be written.
 
     >>> import minigrad as mg, tempfile
     >>> model, twin = mg.nn.BatchNorm1d(1), mg.nn.BatchNorm1d(1)
