@@ -21,7 +21,7 @@ from minigrad._files import DTYPES, Array, Entry, PathLike, read, write
 from minigrad._interrupt import deferred
 from minigrad._tensor import Tensor
 from minigrad._tree import differences, filled, flat, is_finite, said
-from minigrad.nn._refusal import read_only
+from minigrad.nn._state import read_only
 from minigrad.nn.module import Module
 from minigrad.ops.creation import from_numpy
 from minigrad.optim.lr_scheduler import LRScheduler

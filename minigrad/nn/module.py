@@ -7,24 +7,17 @@ The tree is three dictionaries. A forward call of a module whose parameter is co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from minigrad import _dtypes
-from minigrad._mode import mode, no_grad
+from minigrad._mode import mode
 from minigrad._tensor import Tensor, drop_grad
 from minigrad.autograd import RemovableHandle
 from minigrad.nn import _calls
-from minigrad.nn._refusal import as_it_was_on_an_error, read_only
-from minigrad.nn.parameter import Parameter, UninitializedParameter
-
-
-class IncompatibleKeys(NamedTuple):
-    """What `load_state_dict(strict=False)` passed over."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
+from minigrad.nn._state import IncompatibleKeys, load
+from minigrad.nn.parameter import Parameter
 
 
 class Module:
@@ -327,33 +320,7 @@ class Module:
         if not isinstance(state_dict, Mapping):
             who, found = type(self).__name__, type(state_dict).__name__
             raise TypeError(f"{who}.load_state_dict: expected a dict of tensors; got {found}. Pass mg.load(path).")
-        with as_it_was_on_an_error(self):
-            return self._load(dict(state_dict), strict)
-
-    def _load(self, state: dict[str, Tensor], strict: bool) -> IncompatibleKeys:
-        for path, module in self.named_modules(remove_duplicate=False):
-            module._adapt_state(state, f"{path}." if path else "")
-        own = dict(self._saved())
-        skipped = IncompatibleKeys([key for key in own if key not in state], [key for key in state if key not in own])
-        wrong = [f"{key}: missing" for key in skipped.missing_keys if strict]
-        wrong += [f"{key}: unexpected" for key in skipped.unexpected_keys if strict]
-        taken = {key: tensor for key, tensor in own.items() if key in state}
-        for key, tensor in taken.items():
-            if not isinstance(found := state[key], Tensor):
-                wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
-            elif isinstance(tensor, UninitializedParameter):
-                wrong.append(f"{key}: of a lazy layer, whose shape is that of a weight with 2 axes or more; got none")
-            elif (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
-                wrong.append(f"{key}: expected {tensor.shape}, {tensor.dtype}; got {found.shape}, {found.dtype}")
-        wrong += read_only(taken)
-        if wrong:
-            raise ValueError("\n  ".join([f"{type(self).__name__}.load_state_dict: nothing was loaded:", *wrong]))
-        memory = {id(tensor.version) for tensor in taken.values()}  # a state of its own: two names swapped, perhaps
-        with no_grad():
-            values = [state[key].clone() if id(state[key].version) in memory else state[key] for key in taken]
-            for tensor, value in zip(taken.values(), values, strict=True):
-                tensor.copy_(value.to(device=tensor.device))
-        return skipped
+        return load(self, dict(state_dict), strict)
 
     def _adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
         """Rewrite, in place, the part of a state dict under `prefix` that another layout of this module has named."""

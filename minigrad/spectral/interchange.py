@@ -9,7 +9,7 @@ import numpy as np
 
 from minigrad import _dtypes
 from minigrad._tensor import Tensor
-from minigrad.nn._refusal import as_it_was_on_an_error
+from minigrad.nn._state import as_it_was_on_an_error
 from minigrad.nn.linear import Linear
 from minigrad.nn.module import Module
 from minigrad.nn.norm import BatchNorm1d, BatchNorm2d
