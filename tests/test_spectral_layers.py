@@ -205,7 +205,7 @@ def test_a_refused_state_leaves_lazy_layers_lazy(through):
 
 def test_a_lazy_layer_refuses_a_state_that_has_no_shape_for_it():
     lazy = mg.nn.LazyLinear(2)
-    for state, words in (({}, "weight: missing"), ({"weight": mg.ones(2), "bias": mg.ones(2)}, "of a lazy layer")):
+    for state, words in (({}, "weight: missing"), ({"weight": mg.ones(2), "bias": mg.ones(2)}, "a lazy layer takes")):
         with pytest.raises(ValueError, match=words):
             lazy.load_state_dict(state)
     assert lazy.load_state_dict({}, strict=False).missing_keys == ["weight", "bias"]

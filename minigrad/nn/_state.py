@@ -68,7 +68,7 @@ def load(model: Module, state: dict[str, Tensor], strict: bool) -> IncompatibleK
             if not isinstance(found := state[key], Tensor):
                 wrong.append(f"{key}: expected a tensor; got {type(found).__name__}")
             elif isinstance(tensor, UninitializedParameter):
-                wrong.append(f"{key}: a lazy layer takes its shape from a weight of 2 or more dimensions; there is none")
+                wrong.append(f"{key}: a lazy layer takes its shape from a weight of 2 or more dimensions; got none")
             elif (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
                 wrong.append(f"{key}: expected {tensor.shape}, {tensor.dtype}; got {found.shape}, {found.dtype}")
         wrong += read_only(taken)
