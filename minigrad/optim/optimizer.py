@@ -178,7 +178,8 @@ class Optimizer:
         """
         who = f"{type(self).__name__}.load_state_dict"
         if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-            raise ValueError(f"{who}: expected 'state' and 'param_groups', as state_dict() makes them")
+            got = list(state_dict) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+            raise ValueError(f"{who}: expected 'state' and 'param_groups', as state_dict() makes them; got {got}")
         groups = state_dict["param_groups"]
         expected = [len(group["params"]) for group in self.param_groups]
         if (found := [len(group["params"]) for group in groups]) != expected:
