@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
-from collections.abc import Generator
+import signal
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import hypothesis
@@ -54,6 +55,14 @@ def device(pytestconfig: pytest.Config) -> str:
 def second_device(device: str) -> None:
     if device == "cpu":
         pytest.skip("there is no second device")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """It is heard, here and in the processes that a test starts: a job in the background begins by ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -20,16 +20,6 @@ def run(*arguments: str, timeout: float = 120, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def listening(*arguments: str) -> list[str]:
-    """The command of a fresh interpreter that hears Ctrl-C; the children of a job in the background ignore it.
-
-    `preexec_fn` would do it in fewer words, but forks, which JAX, once imported, warns of.
-    """
-    again = "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    code = f"import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); {again}"
-    return [sys.executable, "-c", code, *arguments]
-
-
 def python(code: str, timeout: float = 120, **environment: str) -> str:
     """The same for a piece of code."""
     return run("-c", textwrap.dedent(code), timeout=timeout, **environment)

@@ -12,7 +12,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from fresh import listening
 from studies import study
 
 import minigrad as mg
@@ -258,8 +257,9 @@ def test_ctrl_c_leaves_what_is_finished(at, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child there")
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_real_sigint_ends_in_a_report(tmp_path):
-    endless = listening("-m", "minigrad", "study", "--steps", "100000", "--out", str(tmp_path / "out"))
+    endless = [sys.executable, "-m", "minigrad", "study", "--steps", "100000", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out").exists() and process.poll() is None:
         time.sleep(0.05)

@@ -16,7 +16,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from fresh import listening
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
@@ -252,11 +251,12 @@ def test_an_interruption_leaves_what_is_finished(folder, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process group there")
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_real_sigint_to_the_whole_group(folder):
     """As a terminal sends it: to the workers too."""
     write(folder, FILE.replace("steps = 8", "steps = 400"))
     process = subprocess.Popen(
-        listening("-m", "minigrad", "sweep", str(folder / "sweep.toml"), "--out", str(folder / "out")),
+        [sys.executable, "-m", "minigrad", "sweep", str(folder / "sweep.toml"), "--out", str(folder / "out")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     while process.poll() is None and not ((folder / "out" / "cells").exists() and kept(folder)):
