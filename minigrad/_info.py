@@ -14,7 +14,8 @@ import numpy as np
 import minigrad as mg
 from minigrad import device
 from minigrad.kernels.cpu import _memory
-from minigrad.kernels.cpu._jit import _threading_layer, cache_directory
+from minigrad.kernels.cpu._jit import _threading_layer
+from minigrad.kernels.disk_cache import cache_directory, can_be_written
 
 VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bw", "avx512vl", "neon", "fp-armv8", "sve", "sve2")
 
@@ -71,8 +72,7 @@ def _blas() -> str:
 
 def _cache(folder: Path) -> str:
     sizes = [path.stat().st_size for path in folder.glob("*.kernel")]
-    there = next(path for path in (folder, *folder.parents) if path.exists())  # it is made with the first kernel
-    lost = "" if there.is_dir() and os.access(there, os.W_OK) else "; cannot be written: new kernels are not kept"
+    lost = "" if can_be_written(folder) else "; cannot be written: new kernels are not kept"
     return f"{folder} ({len(sizes)} files, {sum(sizes) / 2**20:.1f} MiB{lost})"
 
 

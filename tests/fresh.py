@@ -23,3 +23,8 @@ def run(*arguments: str, timeout: float = 120, **environment: str) -> str:
 def python(code: str, timeout: float = 120, **environment: str) -> str:
     """The same for a piece of code."""
     return run("-c", textwrap.dedent(code), timeout=timeout, **environment)
+
+
+def complaints(errors: str) -> str:
+    """What was said on stderr but for the news that kernels are being compiled: somebody comes first."""
+    return "".join(line for line in errors.splitlines(keepends=True) if "kernels are being compiled" not in line)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import minigrad
+from minigrad.kernels import disk_cache
 from minigrad.kernels.cpu import _jit
 
 RELU = """
@@ -26,12 +27,20 @@ RELU = """
 
 def run(code: str, cache: Path, package: Path, **environment: str) -> str:
     """Standard output of a fresh interpreter; a failure, or more than a minute, fails the test."""
+    return ended(code, cache, package, **environment).stdout.strip()
+
+
+def said_by(code: str, cache: Path, package: Path) -> list[str]:
+    return ended(code, cache, package).stderr.splitlines()
+
+
+def ended(code: str, cache: Path, package: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "MINIGRAD_CACHE_DIR": str(cache), "PYTHONPATH": str(package), **environment}
     code = textwrap.dedent(code) + "\nassert mg.__file__.startswith(" + repr(str(package)) + "), mg.__file__"
     python = [sys.executable, "-c", code]
     done = subprocess.run(python, env=env, cwd=package, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done
 
 
 def copy_of_the_package(folder: Path) -> Path:
@@ -74,6 +83,17 @@ def test_a_second_process_finds_the_kernels(warm: Path, package: Path) -> None:
     before = files(warm)
     assert run(RELU, warm, package) == "[0.0, 2.0]"
     assert files(warm) == before, "a kernel was compiled again"
+
+
+def test_a_first_run_says_what_it_waits_for(warm: Path, package: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    twice = RELU + "    mg.softplus(mg.ones(2))"
+    said = "minigrad: kernels are being compiled for this machine; "
+    assert said_by(twice, tmp_path / "new", package) == [f"{said}the next run finds them in {tmp_path / 'new'}"]
+    assert said_by(twice, tmp_path / "file" / "x", package) == [f"{said}{tmp_path / 'file' / 'x'} cannot be written"]
+    assert said_by(RELU, warm, package) == []
+    silenced = "import logging; logging.getLogger('minigrad').disabled = True\n" + textwrap.dedent(RELU)
+    assert said_by(silenced, tmp_path / "another", package) == []
 
 
 def test_a_changed_formula_is_never_served_stale(warm: Path, package: Path, tmp_path: Path) -> None:
@@ -169,11 +189,11 @@ def test_a_temporary_folder_that_others_may_write_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = _jit._temporary_directory.__wrapped__()
+    folder = disk_cache._temporary_directory.__wrapped__()
     assert (folder.parent, folder.stat().st_mode & 0o777) == (tmp_path, 0o700)
-    assert _jit._temporary_directory.__wrapped__() == folder
+    assert disk_cache._temporary_directory.__wrapped__() == folder
     folder.chmod(0o777)
-    assert _jit._temporary_directory.__wrapped__() not in (folder, tmp_path)
+    assert disk_cache._temporary_directory.__wrapped__() not in (folder, tmp_path)
 
 
 PARALLEL = """
@@ -237,10 +257,10 @@ def test_size_chooses_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MINIGRAD_CACHE_DIR", str(tmp_path / "chosen"))
-    assert _jit.cache_directory() == tmp_path / "chosen"
+    assert disk_cache.cache_directory() == tmp_path / "chosen"
     monkeypatch.delenv("MINIGRAD_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert _jit.cache_directory() == tmp_path / "xdg" / "minigrad"
+    assert disk_cache.cache_directory() == tmp_path / "xdg" / "minigrad"
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # cannot be made a folder in
-    assert _jit.cache_directory().name.startswith("minigrad-")
+    assert disk_cache.cache_directory().name.startswith("minigrad-")

@@ -1,23 +1,12 @@
-"""The one decorator that compiles CPU kernels: lazily, serial or parallel, cached on disk.
-
-Numba's own disk cache is not used. It misses kernels that close over another jitted function (a lifted formula), and
-it does not see an edit in a callee of another file, so that it would serve a stale kernel. The cache here names a
-compiled kernel by everything that went into it: its own name and formula, the text of *all* kernel sources, the
-versions of Python and Numba, the processor, and the argument types. Edit any kernel and none of the old ones is found.
-"""
+"""The one decorator that compiles CPU kernels: lazily, serial or parallel, cached on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import os
 import pickle
-import platform
-import stat
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,12 +16,12 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 import numba
-from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from minigrad._interrupt import deferred
+from minigrad.kernels.disk_cache import DiskCache
 
 #: Freedom to reorder sums (so that they vectorize) that still lets NaN and infinity through: never 'nnan', 'ninf'.
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
@@ -40,102 +29,14 @@ REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 
-def cache_directory() -> Path:
-    """Where compiled kernels live: `$MINIGRAD_CACHE_DIR`, else the user's cache folder, else a temporary one."""
-    if chosen := os.environ.get("MINIGRAD_CACHE_DIR"):
-        return Path(chosen)
-    with contextlib.suppress(OSError, RuntimeError):  # a home that cannot be written, a user without one
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigrad"
-        home.mkdir(parents=True, exist_ok=True)
-        if os.access(home, os.W_OK):
-            return home
-    return _temporary_directory()
+class _OnDisk(DiskCache):
+    """Of kernels for the processor."""
 
+    def reduced(self, compiled: Any) -> bytes | None:
+        return None if compiled.library.has_dynamic_globals else dumps(compiled._reduce())
 
-@functools.cache
-def _temporary_directory() -> Path:
-    """A folder of this user's in the shared temporary one; a fresh one if somebody else holds its name."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"minigrad-{user}"
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        if found.st_uid == user and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o022:
-            return folder
-    return Path(tempfile.mkdtemp(prefix="minigrad-"))  # cached kernels are machine code: nobody else may write them
-
-
-@functools.cache
-def _sources() -> str:
-    """A hash of the text of every kernel module of this device: what a compiled kernel may depend on."""
-    digest = hashlib.sha256()
-    here = Path(__file__).parent
-    for path in sorted([*here.parent.glob("*.py"), *here.glob("*.py")]):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-_DAY = 24 * 60 * 60
-
-
-def _seal(path: Path, payload: bytes) -> bytes:
-    """What stands before a kernel: machine code with a flipped bit, or under another kernel's name, may do anything."""
-    return hashlib.sha256(path.name.encode() + payload).digest()
-
-
-def _prune(folder: Path) -> None:
-    """Remove what nobody has loaded for a month: kernels of old sources, the scratch of a process that was killed."""
-    for path in folder.glob("*.kernel*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 30 * _DAY:
-                path.unlink()
-
-
-class _DiskCache(_Cache):  # type: ignore[misc]
-    """What a Numba dispatcher asks of a cache, over one file per kernel and signature."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    cache_path = property(lambda self: str(cache_directory()))
-
-    def _file(self, signature: Any, codegen: Any) -> Path:
-        versions = numba.__version__, platform.python_version()
-        made_of = repr((self._name, _sources(), versions, codegen.magic_tuple(), signature))
-        return cache_directory() / f"{self._name}-{hashlib.sha256(made_of.encode()).hexdigest()[:32]}.kernel"
-
-    def load_overload(self, signature: Any, target_context: Any) -> Any:
-        target_context.refresh()
-        try:
-            path = self._file(signature, target_context.codegen())
-            content = path.read_bytes()
-            if _seal(path, content[32:]) != content[:32]:
-                return None
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _DAY:
-                    os.utime(path)  # the time of the last use, to the day
-            return CompileResult._rebuild(target_context, *pickle.loads(content[32:]))
-        except Exception:  # absent, unreadable or damaged: each is cured by compiling again
-            return None
-
-    def save_overload(self, signature: Any, compiled: Any) -> None:
-        if compiled.library.has_dynamic_globals:
-            return
-        with contextlib.suppress(OSError):  # a full or read-only disk costs a compilation next time, nothing else
-            path = self._file(signature, compiled.codegen)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _prune(path.parent)
-            payload = dumps(compiled._reduce())
-            scratch = path.with_suffix(f".kernel-{os.getpid()}-{threading.get_ident()}")
-            try:
-                scratch.write_bytes(_seal(path, payload) + payload)
-                os.replace(scratch, path)  # so that a reader sees a whole file or none
-            finally:
-                scratch.unlink(missing_ok=True)
-
-    def enable(self) -> None: ...
-    def disable(self) -> None: ...
-    def flush(self) -> None: ...
+    def rebuilt(self, target_context: Any, reduced: bytes) -> Any:
+        return CompileResult._rebuild(target_context, *pickle.loads(reduced))
 
 
 _threads: int | None = None  # None: as many as Numba takes
@@ -233,7 +134,7 @@ class Kernel:
 
     def _variant(self, which: str) -> Any:
         dispatcher = numba.njit(self._fn, parallel=which == "parallel" and dict(_PRANGE_ALONE), **_OPTIONS)
-        dispatcher._cache = _DiskCache(f"{self._name}-{which}")
+        dispatcher._cache = _OnDisk(f"{self._name}-{which}", Path(__file__).parent, "numba")
         compile = dispatcher._compile_for_args
 
         def whole(*args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import pickle
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,8 @@ if not hasattr(np, "row_stack"):  # numba-cuda 0.30 overloads it when it first c
 
 import numba
 from numba import cuda as cuda, types
+
+from minigrad.kernels.disk_cache import DiskCache
 
 _INSTALL = 'pip install "numba-cuda[cu13]==0.30.*"'
 
@@ -57,6 +62,29 @@ def type_of(dtype: Any, array: bool) -> Any:
     """Numba's type of a scalar of this dtype, or of a one-dimensional contiguous array of them."""
     scalar = numba.from_dtype(np.dtype(dtype))
     return types.Array(scalar, 1, "C") if array else scalar
+
+
+if SIMULATED:
+
+    def kept_on_disk(dispatcher: Any, name: str) -> Any:
+        return dispatcher
+
+else:
+    from numba.cuda.dispatcher import _Kernel
+
+    class _OnDisk(DiskCache):
+        """Of kernels for a GPU: machine code, which the next process has only to load."""
+
+        def reduced(self, compiled: Any) -> bytes:
+            return pickle.dumps(compiled._reduce_states())
+
+        def rebuilt(self, target_context: Any, reduced: bytes) -> Any:
+            return _Kernel._rebuild(**pickle.loads(reduced))
+
+    def kept_on_disk(dispatcher: Any, name: str) -> Any:
+        """The same, which looks there before it compiles."""
+        dispatcher._cache = _OnDisk(f"cuda.{name}", Path(__file__).parent, f"numba-cuda {version('numba-cuda')}")
+        return dispatcher
 
 
 # Addresses: what a kernel needs for arrays whose number is not part of its type, and to move neighbours at once -------

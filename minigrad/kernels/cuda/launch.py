@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda, type_of
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, kept_on_disk, type_of
 from minigrad.kernels.cuda._stream import Variant, here
 
 FLOATS = ("f4", "f8")
@@ -59,7 +59,8 @@ class Kernel:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        return cuda.jit(self.fn) if SIMULATED else cuda.jit(self.fn, launch_bounds=self.threads)
+        dispatcher = cuda.jit(self.fn) if SIMULATED else cuda.jit(self.fn, launch_bounds=self.threads)
+        return kept_on_disk(dispatcher, self.name)
 
     def __getitem__(self, configuration: tuple[Any, Any]) -> Callable[..., None]:
         return functools.partial(self._launch, *configuration)
