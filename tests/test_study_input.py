@@ -67,11 +67,25 @@ def test_the_unit_of_the_examples_is_no_matter(unit):
     assert np.array_equal(data.split("x", unit * X, Y, 0).train_x, data.split("x", X, Y, 0).train_x)
 
 
+@pytest.mark.parametrize("missing", [1e39, -1.797e308])  # as some write it
+def test_one_example_far_from_all_others(missing):
+    far = np.where(np.arange(40)[:, None] == np.random.default_rng(0).permutation(40)[-1], missing, X)
+    with pytest.raises(UsageError, match="an entry of x in own lies farther from the others than float32 can tell"):
+        data.split("own", far, Y, 0)
+
+
 def test_a_file_that_is_no_archive(tmp_path):
     for name, content in (("text.npz", b"hello"), ("empty.npz", b""), ("cut.npz", b"PK\x03\x04")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UsageError, match=r"expected an \.npz"):
             data.load(str(tmp_path / name), 0)
+    np.savez_compressed(tmp_path / "whole.npz", x=X, y=Y)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    entry = whole.rindex(b"PK\1\2")  # of y, in the archive's directory
+    for at, byte in ((100, 255), (entry + 6, 99), (entry + 8, 1)):  # its data, the format's version, a password
+        (tmp_path / "bad.npz").write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+        with pytest.raises(UsageError, match=r"expected an \.npz"):
+            data.load(str(tmp_path / "bad.npz"), 0)
     np.savez(tmp_path / "objects.npz", x=np.array([{}] * 30), y=np.arange(30))
     with pytest.raises(UsageError, match=r"expected an \.npz of plain arrays"):
         data.load(str(tmp_path / "objects.npz"), 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def read(path: str) -> tuple[Any, Any]:
                     f"{', '.join(map(repr, archive.files)) or 'nothing'}. Save it with np.savez(path, x=…, y=…)."
                 )
             return archive["x"], archive["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it holds something else"  # NumPy's texts speak of pickles
         raise UsageError(
             f"study --data: expected an .npz of plain arrays; cannot read {path}: {reason}. "
@@ -66,11 +67,14 @@ def split(name: str, x: Any, y: Any, seed: int) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(x))
     cut = len(x) - len(x) // 4
     value, x, y = x.flat[0], x[order].astype(np.float64), y[order].astype(np.int64)
-    x = np.ldexp(x, -np.frexp(np.abs(x).max())[1])  # by a power of two, exactly: no square overflows or vanishes
-    mean, scale = x[:cut].mean(0), x[:cut].std()
-    if scale == 0:
-        raise UsageError(f"study: expected examples that differ; every entry of x in {name} is {value:g}")
-    x = ((x - mean) / scale).astype(np.float32)
+    with np.errstate(over="ignore"):  # in examples that are kept for testing
+        x = np.ldexp(x, -np.frexp(np.abs(x[:cut]).max())[1])  # a power of two, exactly: no square overflows or vanishes
+        mean, scale = x[:cut].mean(0), x[:cut].std()
+        if scale == 0:
+            raise UsageError(f"study: expected examples that differ; every entry of x in {name} is {value:g}")
+        x = ((x - mean) / scale).astype(np.float32)
+    if not np.isfinite(x).all():
+        raise UsageError(f"study: an entry of x in {name} lies farther from the others than float32 can tell")
     return Dataset(name, len(labels), x[:cut], y[:cut], x[cut:], y[cut:])
 
 
