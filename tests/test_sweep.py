@@ -192,6 +192,23 @@ def test_cells_on_processes(folder, monkeypatch, capsys):
     assert told.count("failed: ") == 5 and "failed: detached, width 8, learning rate 1e+39, seed 4: the loss" in told
 
 
+def test_a_loss_that_is_lost_with_the_last_step(folder):
+    """Only the test examples tell."""
+    write(folder, FILE.replace("steps = 8", "steps = 1").replace("0.5", "3e38"))
+    for _ in range(2):  # none of them is kept
+        assert run(folder, "--jobs", 1) == 1
+        lost = [row["error"] for row in table(folder) if row["learning_rate"] == "3e+38"]
+        assert len(lost) == 4 and all(re.match("the loss became (nan|inf) on the test examples", e) for e in lost)
+        assert len(kept(folder)) == 4
+
+
+def test_a_folder_with_any_name_is_told_as_it_is(folder, capsys):
+    write(folder, FILE.replace("[3, 4]", "[3]"))
+    out = folder / "a[red]b[" / "c]:x:"
+    assert cli.main(["sweep", str(folder / "sweep.toml"), "--out", str(out), "--jobs", "1"]) == 0
+    assert f"Report: {out / 'report.html'}, every cell: {out / 'sweep.csv'}" in capsys.readouterr().out
+
+
 def test_the_report(folder):
     write(folder, FILE.replace("0.5", str(TOO_FAST)))
     assert run(folder, "--jobs", 1) == 1

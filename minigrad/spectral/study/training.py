@@ -36,25 +36,23 @@ def train(
             value.backward()
             optimizer.step()
             done += 1
-            yield done, _finite(value.item(), done)
+            yield done, _finite(value.item(), f"at step {done}")
             if done == steps:
                 return
 
 
-def _finite(value: float, step: int) -> float:
+def _finite(value: float, where: str) -> float:
     if not math.isfinite(value):
-        raise UsageError(
-            f"study: the loss became {value} at step {step}; the data may hold extreme values. Scale them."
-        )
+        raise UsageError(f"study: the loss became {value} {where}; the data may hold extreme values. Scale them.")
     return float(value)
 
 
 def evaluate(network: Any, x: Any, y: Any, limit: int = 2000) -> tuple[float, float]:
-    """Mean loss and accuracy on up to `limit` examples, in eval mode, no sweeps."""
+    """Mean loss and accuracy on up to `limit` test examples, in eval mode, no sweeps. UsageError: no finite loss."""
     network.eval()
     with mg.no_grad():
         logits = network(x[:limit])
         value = mg.nn.functional.cross_entropy(logits, y[:limit]).item()
         right = (logits.argmax(1) == y[:limit]).to(mg.float32).mean().item()
     network.train()
-    return float(value), float(right)
+    return _finite(value, "on the test examples"), float(right)
