@@ -213,9 +213,11 @@ def test_the_convolutional_net_on_data_of_ones_own(tmp_path, capsys):
         "--conventions",
         "fixed_uv,detached",
     )
-    assert study(*arguments, "--data", path, "--out", tmp_path / "out") == 0
-    assert "own.npz" in (tmp_path / "out" / output.REPORT).read_text(encoding="utf-8")
+    out = tmp_path / "[bold][" / "out]:x:"  # no style of the terminal's, nor a picture
+    assert study(*arguments, "--data", path, "--out", out) == 0
+    assert "own.npz" in (out / output.REPORT).read_text(encoding="utf-8")
     told = capsys.readouterr().out
+    assert f"Report: {out / output.REPORT} (and" in told
     assert "Libraries: 10 of 14 meet (a) frozen" in told and "H·D lacks" in told and "at conv1 (ρ =" in told
 
 

@@ -24,7 +24,7 @@ class Terminal:
 
     def __init__(self) -> None:
         console = require("rich.console")
-        self.console: Any = console.Console(highlight=False)
+        self.console: Any = console.Console(highlight=False, emoji=False)
         if self.console.width > WIDEST or not self.console.is_terminal:
             self.console.width = WIDEST
 
@@ -63,7 +63,8 @@ class Terminal:
         self.console.print(f"[bold {'green' if mark == 'passed' else 'red'}]{mark}[/]  {sentence}")
         for failure in results.verdict.failures if results.verdict else []:
             self.console.print(f"  [red]✗[/] {failure}")
-        self.console.print(f"Report: {files[-1]} (and {len(files) - 1} files of numbers beside it)", soft_wrap=True)
+        report = f"Report: {files[-1]} (and {len(files) - 1} files of numbers beside it)"
+        self.console.print(report, soft_wrap=True, markup=False)
 
     def _table(self, title: str, *columns: str, left: int = 1) -> Any:
         table = require("rich.table").Table(

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = output.write(folder, page, summary, {"sweep": results.rows}, "sweep")
     good = report.mark(results) == "finished"
     terminal.console.print(f"[bold {'green' if good else 'red'}]{report.mark(results)}[/]  {report.sentence(results)}")
-    terminal.console.print(f"Report: {files[-1]}, every cell: {folder / 'sweep.csv'}", soft_wrap=True)
+    terminal.console.print(f"Report: {files[-1]}, every cell: {folder / 'sweep.csv'}", soft_wrap=True, markup=False)
     return INTERRUPTED if results.interrupted else 0 if good else 1
 
 
