@@ -252,7 +252,9 @@ def test_ctrl_c_leaves_what_is_finished(at, tmp_path, monkeypatch):
 
     monkeypatch.setattr(terminal.Terminal, "stage", interrupted)
     arguments = ("--quick", "--steps", "2", "--layers", "hidden2", "--conventions", "fixed_uv")
+    (tmp_path / "training.csv").write_text("of an earlier run")
     assert study(*arguments, "--out", tmp_path) == command.INTERRUPTED
+    assert not (tmp_path / "training.csv").exists()
     text = (tmp_path / output.REPORT).read_text(encoding="utf-8")
     assert "interrupted" in text and (">passed<" in text) == (at != "gradients at the node")
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["unfinished"] == at

@@ -118,6 +118,14 @@ def test_a_failing_write_leaves_the_older_report(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {output.REPORT, "results.json", "t.csv"}
 
 
+def test_no_numbers_of_an_earlier_run_stay_beside_the_report(tmp_path):
+    output.write(tmp_path, "old", {}, {"t": [{"k": 1}], "s": [{"k": 1}]})
+    (tmp_path / "mine.csv").write_text("")
+    files = output.write(tmp_path, "new", {}, {"t": [{"k": 2}], "s": []})
+    assert {path.name for path in files} == {output.REPORT, "results.json", "t.csv"}
+    assert set(tmp_path.iterdir()) == {*files, tmp_path / "mine.csv"}
+
+
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(

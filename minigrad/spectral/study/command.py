@@ -64,6 +64,6 @@ def run(arguments: argparse.Namespace) -> int:
         "unfinished": results.unfinished,
         "sentence": sentence(verdict),
     }
-    files = write(folder, render(results, told, list(rows)), summary, rows)
+    files = write(folder, render(results, told, [name for name in rows if rows[name]]), summary, rows)
     terminal.show(results, mark(verdict), sentence(verdict), files)
     return INTERRUPTED if results.unfinished else 0 if passed else 1

@@ -38,18 +38,24 @@ def prepare(out: str, part: str = "study") -> Path:
 def write(
     folder: Path, report: str, about: Mapping[str, Any], tables: Mapping[str, list[Row]], part: str = "study"
 ) -> list[Path]:
-    """Write report.html, results.json and one CSV per table; on an error the folder is left as it was."""
+    """Write report.html, results.json and one CSV per table; on an error the folder is left as it was.
+
+    A table without rows has no file, and none that an earlier run has left.
+    """
     try:
         scratch = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
         try:
             for name, rows in tables.items():
-                _csv(scratch / f"{name}.csv", rows)
+                if rows:
+                    _csv(scratch / f"{name}.csv", rows)
             (scratch / "results.json").write_text(
                 json.dumps(finite({**about, **tables}), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8"
             )
             (scratch / REPORT).write_text(report, encoding="utf-8")
             names = sorted((path.name for path in scratch.iterdir()), key=lambda name: name == REPORT)
             with deferred():
+                for name in [name for name, rows in tables.items() if not rows]:
+                    (folder / f"{name}.csv").unlink(missing_ok=True)
                 for name in names:
                     os.replace(scratch / name, folder / name)
         finally:

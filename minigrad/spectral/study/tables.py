@@ -13,8 +13,8 @@ Row = dict[str, Any]
 
 
 def tables(results: Results) -> dict[str, list[Row]]:
-    """Name -> rows, all rows of one table with the same keys."""
-    made = {
+    """Name -> rows, all rows of one table with the same keys; none where nothing was found."""
+    return {
         "verdict": _verdict(results),
         "layers": _layers(results),
         "residuals": _residuals(results),
@@ -41,7 +41,6 @@ def tables(results: Results) -> dict[str, list[Row]]:
             for pair in results.differences
         ],
     }  # fmt: skip
-    return {name: rows for name, rows in made.items() if rows}
 
 
 def _verdict(results: Results) -> list[Row]:
