@@ -90,6 +90,8 @@ def kept(folder):
         ("learning_rates = [0.1, 'x']", "learning_rates in FILE: expected a list of finite numbers above 0; got 'x'"),
         ("learning_rates = [0.0]", "expected a list of finite numbers above 0; got 0.0"),
         ("learning_rates = [inf]", "expected a list of finite numbers above 0; got inf"),
+        (f"learning_rates = [1{400 * '0'}]", "expected a list of finite numbers above 0; got 1000"),
+        ("learning_rates = [nan]", "expected a list of finite numbers above 0; got nan"),
         ("learning_rates = [true]", "expected a list of finite numbers above 0; got True"),
         ("conventions = ['fixed']", "expected a list of names out of fixed_uv, detached, straight_through, projected"),
         ("conventions = [['fixed_uv']]", "got ['fixed_uv']"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -74,7 +74,7 @@ def _whole(least: int) -> Callable[[Any], bool]:
 
 
 def _rate(x: Any) -> bool:
-    return type(x) in (int, float) and math.isfinite(x) and x > 0
+    return type(x) in (int, float) and 0 < x <= sys.float_info.max  # an int may be larger
 
 
 KEYS = {
