@@ -78,6 +78,12 @@ def test_ties_between_two_tensors_share_the_gradient() -> None:
     assert mg.grad(mg.maximum(x, x).sum(), x)[0].tolist() == [1.0, 1.0]
 
 
+def test_an_infinite_gradient_passes_by_the_operand_that_was_not_chosen() -> None:
+    """√ has an infinite slope at 0; the smaller operand gets 0, not 0 · ∞."""
+    assert derivatives(lambda x, y: mg.maximum(x, y).sqrt(), [-1.0, 0.0], [0.0, 0.0]) == [[0.0, INF], [INF, INF]]
+    assert derivatives(lambda x, y: mg.minimum(x, y).sqrt(), [1.0, 4.0], [0.0, 9.0]) == [[0.0, 0.25], [INF, 0.0]]
+
+
 def test_second_derivatives_of_products_with_zeros() -> None:
     # Σ_j ∂²/∂x_i∂x_j of xyz is the sum of the products of what is left
     assert second(mg.prod, [2.0, 0.0, 3.0]) == [3.0, 5.0, 2.0]

@@ -205,15 +205,14 @@ def _clip(k: Any, x: Any, *, low: Any, high: Any) -> Any:
 
 
 _where.vjp(x=lambda g, condition: where(condition, g, 0.0), y=lambda g, condition: where(condition, 0.0, g))
-_maximum.vjp(x=lambda g, x, y: g * _share(x, y), y=lambda g, x, y: g * _share(y, x))
-_minimum.vjp(x=lambda g, x, y: g * _share(y, x), y=lambda g, x, y: g * _share(x, y))
+_maximum.vjp(x=lambda g, x, y: _share(g, x, y), y=lambda g, x, y: _share(g, y, x))
+_minimum.vjp(x=lambda g, x, y: _share(g, y, x), y=lambda g, x, y: _share(g, x, y))
 _clip.vjp(x=lambda g, x, low, high: where(_inside(x, low, high), g, 0.0))
 
 
-def _share(x: Any, y: Any) -> Tensor:
-    """1 where x > y, ½ at a tie, else 0."""
-    like = x if isinstance(x, Tensor) else y
-    return to_dtype(gt(x, y), like.dtype) + to_dtype(eq(x, y), like.dtype) * 0.5
+def _share(g: Tensor, x: Operand, y: Operand) -> Tensor:
+    """g where x > y, half of it at a tie, else 0: chosen, as a product with 0 is NaN where g is infinite."""
+    return where(gt(x, y), g, where(eq(x, y), 0.5 * g, 0.0))
 
 
 def _inside(x: Tensor, low: Any, high: Any) -> Tensor:
