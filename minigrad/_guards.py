@@ -11,7 +11,7 @@ from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.optim.optimizer import Optimizer
 
-_data, _required = operator.attrgetter("data"), operator.attrgetter("_requires_grad")
+_data, _required, _hooks = map(operator.attrgetter, ("data", "_requires_grad", "hooks"))
 
 
 class Guards:
@@ -27,7 +27,11 @@ class Guards:
         self._stepped = stepped
         self._optimizers = list({id(optimizer): optimizer for optimizer, _ in stepped}.values())
         self._groups = [_sizes(optimizer) for optimizer in self._optimizers]
-        self._then = self._look()
+        self._hooks, self._then = self._hooked(), self._look()
+
+    def _hooked(self) -> list[Any]:
+        """The hooks of the tensors."""
+        return [*chain.from_iterable(map(dict.values, filter(None, map(_hooks, self._tensors))))]
 
     def _look(self) -> list[Any]:
         """All that must stay the same object; listed without Python where it can be, as each step asks for it."""
@@ -38,12 +42,12 @@ class Guards:
             for group in optimizer.param_groups:
                 found += group["params"]
         found += [optimizer.state.get(p) for optimizer, p in self._stepped] if self._stepped else ()
-        return found
+        return found + self._hooked()
 
     def check(self) -> None:
         """RuntimeError if anything is not what it was."""
         now = self._look()
-        if len(now) != len(self._then) or not all(map(operator.is_, now, self._then)):
+        if not _same(now, self._then):
             raise RuntimeError(f"mg.capture: {self._difference()}. Make the step anew.")
 
     def _difference(self) -> str:
@@ -72,7 +76,13 @@ class Guards:
                     f"{type(optimizer).__name__} had groups of {sizes} parameters when the step was captured and has "
                     f"{_sizes(optimizer)} now (add_param_group)"
                 )
+        if not _same(self._hooked(), self._hooks):
+            return "a hook was registered on a tensor, or removed, since the step was captured"
         return "an optimizer has got another state, or other parameters, since the step was captured (load_state_dict)"
+
+
+def _same(now: list[Any], then: list[Any]) -> bool:
+    return len(now) == len(then) and all(map(operator.is_, now, then))
 
 
 def _sizes(optimizer: Optimizer) -> list[int]:

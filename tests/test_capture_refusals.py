@@ -168,6 +168,28 @@ def test_another_network_is_said(change: Any, what: str) -> None:
         step(x)
 
 
+def test_another_hook_of_a_tensor_is_said() -> None:
+    a, b = mg.ones(3).requires_grad_(), mg.ones(3).requires_grad_()
+    old = a.register_hook(lambda g: 2 * g)
+    opt = mg.optim.SGD([a, b], lr=0.1)
+
+    @mg.capture
+    def step(x: mg.Tensor) -> None:
+        opt.zero_grad()
+        (a * b * x).sum().backward()
+
+    for _ in range(3):
+        step(mg.ones(3))
+    new = b.register_hook(lambda g: -g)
+    with pytest.raises(RuntimeError, match="a hook was registered on a tensor, or removed, since"):
+        step(mg.ones(3))
+    new.remove()
+    step(mg.ones(3))
+    old.remove()
+    with pytest.raises(RuntimeError, match="a hook was registered on a tensor, or removed, since"):
+        step(mg.ones(3))
+
+
 def test_tensors_that_are_no_parameters_are_watched() -> None:
     a, b = mg.ones(3).requires_grad_(), mg.ones(3)
     opt = mg.optim.SGD([a], lr=0.1)
