@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator
-from typing import Any
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Mode(threading.local):
@@ -35,6 +38,14 @@ class Switch(ContextDecorator):
 
     def __init__(self) -> None:
         self._before: list[Any] = []
+
+    def __call__(self, fn: F) -> F:
+        if inspect.isgeneratorfunction(fn) or inspect.iscoroutinefunction(fn) or inspect.isasyncgenfunction(fn):
+            raise TypeError(
+                f"{type(self).__name__}: expected a function whose call runs it; got {fn.__name__}, a generator or a "
+                f"coroutine, which runs later. Use a `with` block in it, around what lies between two of its pauses."
+            )
+        return super().__call__(fn)
 
     def __enter__(self) -> None:
         self._before.append(getattr(mode, self.field))
