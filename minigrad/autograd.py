@@ -105,7 +105,7 @@ def _walk(
                 node.free()
         for leaf in leaves:
             entry = pending.pop(id(leaf), None)
-            if entry is None or (needed is not None and id(leaf) not in needed):
+            if entry is None or not leaf._requires_grad or (needed is not None and id(leaf) not in needed):
                 continue
             g = _run_hooks(leaf.hooks, entry) if leaf.hooks else entry
             if wanted is not None:
@@ -200,6 +200,9 @@ def grad(
         seeds = list(grad_outputs) if isinstance(grad_outputs, Sequence) else [grad_outputs]
     if len(seeds) != len(outs):
         raise ValueError(f"grad: expected one of grad_outputs per output, {len(outs)}; got {len(seeds)}")
+    for x in (*outs, *ins):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"grad: expected tensors as outputs and inputs; got {type(x).__name__}")
     for i, x in enumerate(ins):
         if not x.requires_grad:
             raise RuntimeError(f"grad: input {i}, of shape {x.shape}, does not require grad. Set requires_grad=True.")
@@ -230,6 +233,8 @@ def hvp(
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     xs = [x if x.requires_grad else x.detach().requires_grad_() for x in given]
     vs = [v] if isinstance(v, Tensor) else list(v)
+    if len(vs) != len(xs):
+        raise ValueError(f"hvp: expected one v per input, {len(xs)}; got {len(vs)}")
     with enable_grad():
         first = grad(fn(*xs), xs, create_graph=True, allow_unused=True)
         used = [(g, d) for g, d in zip(first, vs, strict=True) if g is not None and g.requires_grad]

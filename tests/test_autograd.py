@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,18 @@ def test_modes_are_decorators_and_reentrant() -> None:
     assert mg.is_grad_enabled()
 
 
+def test_modes_refuse_to_decorate_what_runs_after_its_call() -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    async def number() -> int:
+        return 1
+
+    for later in (numbers, number):
+        with pytest.raises(TypeError, match=f"no_grad: .* got {later.__name__}, a generator or a coroutine"):
+            mg.no_grad()(later)
+
+
 def test_the_mode_belongs_to_its_thread() -> None:
     seen: list[bool] = []
     with mg.no_grad():
@@ -143,6 +156,14 @@ def test_what_needs_no_gradient_records_nothing() -> None:
 
 
 # Hooks and retained gradients ----------------------------------------------------------------------------------------
+
+
+def test_a_leaf_that_is_frozen_after_the_forward_pass_gets_no_gradient() -> None:
+    x, w = mg.tensor(2.0, requires_grad=True), mg.tensor(3.0, requires_grad=True)
+    loss = x * w
+    w.requires_grad_(False)
+    loss.backward()
+    assert x.grad is not None and x.grad.item() == 3 and w.grad is None
 
 
 def test_hooks_see_and_replace_gradients_and_can_be_removed() -> None:
@@ -261,6 +282,14 @@ def test_misuse_of_backward() -> None:
         mg.grad(x.sum(), mg.ones(2))
     with pytest.raises(ValueError, match="one of grad_outputs per output, 1; got 2"):
         mg.grad(x.sum(), x, [None, None])
+
+
+def test_arguments_of_grad_and_hvp_that_do_not_fit_are_said() -> None:
+    x = mg.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match="grad: expected tensors as outputs and inputs; got str"):
+        mg.grad(x.sum(), ["x"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="hvp: expected one v per input, 1; got 2"):
+        mg.hvp(lambda x: x.square().sum(), [x], [mg.ones(2), mg.ones(2)])
 
 
 def test_a_second_walk_needs_retain_graph() -> None:

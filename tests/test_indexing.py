@@ -205,6 +205,9 @@ def test_bad_writes() -> None:
     x = mg.zeros(3, 4)
     with pytest.raises(ValueError, match=r"a value of shape \(3,\) does not broadcast into shape \(3, 4\)"):
         x[:, :] = mg.ones(3)
+    for number in (float("nan"), float("inf"), 1 << 63):
+        with pytest.raises(ValueError, match=f"expected a number that int64 can hold; got {number}"):
+            mg.zeros(2, dtype=mg.int64)[0] = number
     with pytest.raises(TypeError, match="expected a value of dtype float32; got float64"):
         x[0] = mg.ones(4, dtype=mg.float64)
     with pytest.raises(TypeError, match="expected a tensor or a number; got list"):

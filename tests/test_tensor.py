@@ -277,6 +277,7 @@ X, I64 = mg.ones(2, 3), mg.tensor([0, 1])
         (lambda: mg.softmax(X, -3), IndexError, r"softmax: expected dim in \[-2, 1\]"),
         (lambda: X.sum().sum(0), IndexError, "sum: a 0-d tensor has no dim 0"),
         (lambda: mg.amax(mg.zeros(0, 2)), ValueError, r"amax: expected at least one element; got shape \(0, 2\)"),
+        (lambda: mg.max(mg.tensor(1.0), 0), IndexError, "max: a 0-d tensor has no dim 0"),
         (lambda: mg.argmax(mg.zeros(0)), ValueError, "argmax: expected at least one element"),
         (lambda: mg.tensor([[1, 2], [3]]), ValueError, "tensor: expected numbers or nested sequences of equal length"),
         (lambda: mg.tensor(1j), TypeError, "tensor: expected real numbers; got complex"),

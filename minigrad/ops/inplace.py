@@ -46,7 +46,9 @@ def write(name: str, x: Tensor, index: Any, value: Tensor | Number) -> None:
     raw = value.data if isinstance(value, Tensor) else value
     try:
         k.assign(x.data, index, raw)
-    except ValueError:
+    except (ValueError, OverflowError):
+        if raw is value:
+            raise ValueError(f"{name}: expected a number that {x.dtype} can hold; got {value}") from None
         raise ValueError(
             f"{name}: a value of shape {getattr(raw, 'shape', ())} does not broadcast into shape {x.shape}"
         ) from None

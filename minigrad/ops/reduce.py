@@ -188,7 +188,7 @@ def max(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     >>> mg.max(mg.tensor([[1.0, 5.0], [7.0, 3.0]]), dim=1).indices
     tensor([1, 0])
     """
-    return amax(x) if dim is None else _extreme_at(argmax(x, dim, keepdim=True), x, dim, keepdim)
+    return amax(x) if dim is None else _extreme_at("max", argmax(x, dim, keepdim=True), x, dim, keepdim)
 
 
 @method()
@@ -199,11 +199,11 @@ def min(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
     >>> mg.min(mg.tensor([[1.0, 5.0], [7.0, 3.0]]), dim=1).values
     tensor([1., 3.])
     """
-    return amin(x) if dim is None else _extreme_at(argmin(x, dim, keepdim=True), x, dim, keepdim)
+    return amin(x) if dim is None else _extreme_at("min", argmin(x, dim, keepdim=True), x, dim, keepdim)
 
 
-def _extreme_at(indices: Tensor, x: Tensor, dim: int, keepdim: bool) -> Extremum:
-    values = _gather(x, indices, dim=arguments.dim("gather", x, dim))  # which need not be looked at: they are in range
+def _extreme_at(name: str, indices: Tensor, x: Tensor, dim: int, keepdim: bool) -> Extremum:
+    values = _gather(x, indices, dim=arguments.dim(name, x, dim))  # which need not be looked at: they are in range
     return Extremum(values, indices) if keepdim else Extremum(values.squeeze(dim), indices.squeeze(dim))
 
 
