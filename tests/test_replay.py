@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,20 @@ def test_machine_code_goes_with_its_replay() -> None:
         print(held() - before)
     """
     assert int(python(code)) < 15e6
+
+
+def test_kernels_of_one_text_that_other_processes_compiled_are_told_apart(tmp_path: Path) -> None:
+    """relu and silu, each the first kernel that its process compiled."""
+    for name in ("relu", "silu"):
+        python(f"import minigrad as mg; mg.{name}(mg.ones(2))", MINIGRAD_CACHE_DIR=str(tmp_path))
+    code = """
+        import minigrad as mg
+        x = -mg.ones(2)
+        step = mg.capture(mg.relu)
+        step(x), step(x), mg.silu(x)
+        print(step(x).tolist())
+    """
+    assert python(code, MINIGRAD_CACHE_DIR=str(tmp_path)) == "[0.0, 0.0]"
 
 
 def test_what_cannot_be_made_again_is_not_noted() -> None:

@@ -7,6 +7,7 @@ import functools
 import os
 import pickle
 import threading
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,13 @@ class Kernel:
         return self._variant("parallel")
 
     def _variant(self, which: str) -> Any:
-        dispatcher = numba.njit(self._fn, parallel=which == "parallel" and dict(_PRANGE_ALONE), **_OPTIONS)
-        dispatcher._cache = _OnDisk(f"{self._name}-{which}", Path(__file__).parent, "numba")
+        # The name of its machine code. What other processes have compiled lies beside it, and a replay asks by name:
+        # kernels of one text (relu, silu) would be told apart by nothing but how many their process compiled before.
+        name, text = f"{self._name}-{which}", self._fn
+        fn = types.FunctionType(text.__code__, text.__globals__, None, text.__defaults__, text.__closure__)
+        fn.__qualname__ = name
+        dispatcher = numba.njit(fn, parallel=which == "parallel" and dict(_PRANGE_ALONE), **_OPTIONS)
+        dispatcher._cache = _OnDisk(name, Path(__file__).parent, "numba")
         compile = dispatcher._compile_for_args
 
         def whole(*args: Any, **kwargs: Any) -> Any:
