@@ -227,6 +227,10 @@ def test_gradients_of_repeated_places_add_up(dtype: str, device: str) -> None:
 def test_gathering_from_views_and_its_adjoint(device: str) -> None:
     rng = RNG(6)
     host, index = rng.standard_normal((4, 3, 6)), rng.integers(0, 6, (4, 2, 5))
+    for dims in ((1,), (0, 1)):  # backwards through memory, where the index is shorter
+        x = mg.tensor(np.flip(host, dims).copy(), device=device).flip(dims)
+        found = mg.gather(x, 2, mg.tensor(index, device=device))
+        np.testing.assert_array_equal(found.numpy(), np.take_along_axis(host[:, :2], index, 2))
     x = mg.tensor(np.flip(host, 2).copy(), device=device).flip(2).requires_grad_()
     y = mg.gather(x, 2, mg.tensor(index, device=device))
     np.testing.assert_array_equal(y.detach().numpy(), np.take_along_axis(host[:, :2], index, 2))

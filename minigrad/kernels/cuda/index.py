@@ -83,7 +83,7 @@ def _gather(size: Any, out: Any, x: Any, index: Any, layout: Any, stride: Any) -
 
 def gather(x: Array, dim: int, index: Array) -> Array:
     """out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`; the other extents of index may be shorter than x's."""
-    x = x if x.strides[dim] >= 0 else copy(x)
+    x = x if min(x.strides) >= 0 else copy(x)  # the lowest may be none of those asked for
     out = empty(index.shape, x.dtype)
     layout = geometry(index.shape, _without(x.strides, dim), index.strides)
     _gather.each(out.size, out, x, index, layout, x.strides[dim])
