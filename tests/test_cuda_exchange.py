@@ -35,7 +35,7 @@ def test_the_interface_of_views() -> None:
     x = mg.tensor(values(mg.float32), device="cuda")
     first = x.__cuda_array_interface__["data"][0]
     part = x.T[1:, ::2].__cuda_array_interface__
-    assert part["shape"], part["strides"] == ((5, 2), (4, 48))
+    assert (part["shape"], part["strides"]) == ((5, 2), (4, 48))
     assert part["data"][0] == first + 4
     assert x.flip(0).__cuda_array_interface__["strides"] == (-24, 4)
     assert x.flip(0).__cuda_array_interface__["data"][0] == first + 3 * 24
