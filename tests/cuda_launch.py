@@ -100,6 +100,9 @@ def check() -> None:
     assert values == [100, *words(0x1000, 1024), *words(0x2000, 1024), *words(0x3000, 1024)]
     start = 0x2000 + 4 * 31
     assert values2 == [7, *words(0x1000, 1024), *words(0x2000 + 120, 994), *words(start, 993)]
+    nothing = Array(x.buffer, (3, 0), (0, 1000), 1999, x.dtype, True)  # a last element of none lies beyond the memory
+    add[1, 1](0, out, nothing, nothing)
+    assert driver.seen[-1][3] == [0, *words(0x1000, 1024), *words(0x2000, 1024) * 2]
 
     driver.parameters = [
         *POINTER, ctypes.c_float, ctypes.c_bool, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_double, *POINTER,

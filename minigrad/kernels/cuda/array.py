@@ -48,8 +48,10 @@ class Array:
 
     @property
     def _lowest(self) -> int:
-        """The place of the array's lowest element in its memory."""
-        if min(self.strides, default=0) >= 0 or not self.size:
+        """The place of the array's lowest element in its memory; 0 if there is none: `offset` may lie beyond it."""
+        if not self.size:
+            return 0
+        if min(self.strides, default=0) >= 0:
             return self.offset
         return self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0)
 
