@@ -299,6 +299,21 @@ def test_memory_is_handed_out_again(device: str) -> None:
     assert mg.cuda.memory_reserved() == mg.cuda.memory_allocated() == before < reserved
 
 
+def test_what_is_read_belongs_to_nobody_else_until_it_was_read(on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may take memory and write to it while this one is on its way to the driver."""
+    array = importlib.import_module("minigrad.kernels.cuda.array")
+    x = mg.tensor(np.arange(6.0).reshape(2, 3), device="cuda").T
+    copy_out = array.copy_out
+
+    def late(host: Any, address: int) -> None:
+        others = mg.full((6,), 7.0, device="cuda")
+        copy_out(host, address)
+        del others
+
+    monkeypatch.setattr(array, "copy_out", late)
+    assert x.tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
 def test_memory_given_back_does_not_wait_to_be_freed(on_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """numba-cuda keeps freed memory in a list of its memory manager; the list of its context is for other things."""
     memory = importlib.import_module("minigrad.kernels.cuda.memory")

@@ -247,7 +247,8 @@ def to_host(x: Array) -> Host:
         here.recording.refuse(READS)
     host = np.empty(x.shape, x.dtype)
     if x.size:
-        copy_out(host, contiguous(x).address)
+        x = contiguous(x)  # a name of its own keeps the copy's memory from others until it is read
+        copy_out(host, x.address)
     return host
 
 
