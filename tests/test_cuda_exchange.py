@@ -8,6 +8,7 @@ import sys
 import weakref
 from typing import Any
 
+import fresh
 import numpy as np
 import pytest
 
@@ -203,3 +204,25 @@ def test_sizes_are_those_of_the_header() -> None:
 
     assert ctypes.sizeof(exchange._Managed) == ctypes.sizeof(DLTensor) == 64
     assert sys.byteorder == "little"
+
+
+def test_a_taker_may_outlive_minigrad_when_python_exits() -> None:
+    """It is another library's tensor, which keeps the address of a DLManagedTensor, and calls its deleter."""
+    code = f"""
+        import ctypes
+        from minigrad.kernels.cuda import array, exchange
+
+        class Taker:
+            def __init__(self, capsule):
+                self.address = exchange._pointer(capsule, b"dltensor")
+                exchange._rename(capsule, b"used_dltensor")
+                self.word, self.function = ctypes.c_uint64, ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+            def __del__(self):
+                deleter = self.word.from_address(self.address + {DLTensor.deleter.offset}).value
+                self.function(deleter)(self.address)
+                print("given back", flush=True)
+
+        ctypes.taker = Taker(exchange.dlpack(array.empty((3,), "f4"), stream=-1))
+        """
+    assert fresh.python(code) == "given back"

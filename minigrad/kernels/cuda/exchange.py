@@ -32,12 +32,14 @@ class _Tensor(ctypes.Structure):
     )  # fmt: skip
 
 
+_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
 class _Managed(ctypes.Structure):
     """DLManagedTensor of dlpack.h."""
 
+    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.POINTER(_Managed))
-_Managed._fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
 
 def _python(name: str, *types: Any) -> Any:
     """A function of Python's C API: its result's type, and its arguments'."""
@@ -51,13 +53,9 @@ _is_called = _python("PyCapsule_IsValid", ctypes.c_int, ctypes.py_object, ctypes
 _NEW, _USED = b"dltensor", b"used_dltensor"  # a capsule keeps its name's address: these must not go
 
 _given: dict[int, Any] = {}  # what others hold of ours, by the address of its DLManagedTensor
-
-
-def _give_back(managed: Any) -> None:
-    _given.pop(ctypes.addressof(managed.contents), None)
-
-
-_given_back = _Deleter(_give_back)
+_given_back = _Deleter(lambda address, given=_given: given.pop(address, None))
+for lasting in (_given, _given_back):  # when Python exits, a taker may outlive this module
+    _python("Py_IncRef", None, ctypes.py_object)(lasting)
 
 
 def _references(entry: Any) -> int:
