@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import minigrad as mg
+from minigrad.device import kernels
 
 pytestmark = pytest.mark.usefixtures("on_cuda")
 
@@ -65,6 +66,14 @@ def test_backwards_through_memory() -> None:
         assert np.array_equal(y.numpy(), view.numpy()) and y.data.address == view.data.address
         with pytest.raises(BufferError, match="backwards through its memory"):
             view.__dlpack__(stream=-1)
+
+
+def test_memory_that_is_read_while_it_is_written_to_may_have_come_from_outside() -> None:
+    x = mg.arange(6.0, device="cuda")
+    y = mg.cuda.from_array(x)
+    assert kernels("cuda").shares_memory(x.data, y.data)
+    y.copy_(x.flip(0))
+    assert x.tolist() == [5, 4, 3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("take", [lambda x: mg.cuda.from_array(x), lambda x: mg.from_dlpack(x)])

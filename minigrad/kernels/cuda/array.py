@@ -341,7 +341,7 @@ def assign(x: Array, index: Any, value: Any) -> None:
         value = value.reshape(value.shape[lead:])
     if np.broadcast_shapes(value.shape, target.shape) != target.shape:
         raise ValueError(f"shape {value.shape} does not broadcast into {target.shape}")
-    if value.buffer is target.buffer:
+    if shares_memory(value, target):
         value = copy(value)  # they may overlap
     write(target, value)
 
@@ -405,7 +405,9 @@ def is_view(x: Array) -> bool:
 
 
 def shares_memory(x: Array, y: Array) -> bool:
-    return x.buffer is y.buffer
+    """Do they lean on memory that overlaps? What came in from outside may be a part of anything."""
+    a, b = x.buffer.block, y.buffer.block
+    return a.address < b.address + b.size and b.address < a.address + a.size
 
 
 @kernel("u4 u4[] T[] u4[]", T=FLOATS)
