@@ -85,8 +85,14 @@ def check() -> None:
 
     driver = Driver()
     _stream.driver, _stream.handle, _stream.function_of = driver, lambda: 77, lambda compiled: compiled
+
+    class Compiled:
+        def compile(self, types: Any) -> str:
+            assert not _stream._lock.locked(), "what is collected while the compiler is at work may launch kernels"
+            return "f"
+
     for k in (add, all_kinds):
-        k.__dict__["_compiled"] = type("Compiled", (), {"compile": lambda self, types: "f"})()
+        k.__dict__["_compiled"] = Compiled()
 
     driver.parameters = [ctypes.c_uint32, *POINTER * 3]
     out, x, y = at(0x1000, "f4", 10, 10), at(0x2000, "f4", 10, 10), at(0x3000, "f4", 100)

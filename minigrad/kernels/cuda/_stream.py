@@ -70,12 +70,12 @@ class Variant:
             self._function = function_of(self._compiled.compile(self._types))
 
     def run(self, grid: Any, block: Any, packed: Any, stream: Any = None) -> None:
+        if not SIMULATED and self._function is None:
+            self.prepare()  # others launch meanwhile, among them finalizers of this thread's garbage
         with _lock:
             if SIMULATED:
                 self._compiled[grid, block](*packed)
                 return
-            if self._function is None:
-                self.prepare()
             self._memory[:] = packed
             launch(self._function, grid, block, self._parameters_at, handle() if stream is None else stream)
 
