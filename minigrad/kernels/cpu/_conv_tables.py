@@ -60,7 +60,7 @@ def _tables(count: int, image: int, inside: Any, products: Any, channels: int, b
     for where, starts, taps, steps in products:
         found = _all_sums([np.arange(images) * image, starts])
         place[:, where] = (tiles * height + np.arange(found.size).reshape(images, -1)) * width
-        rows.append(_whole_tiles(found, height))
+        rows.append(whole_tiles(found, height))
         columns.append(_all_sums([steps, np.arange(channels)]))
         filters[taps] = (depth + np.arange(len(taps)) * channels) * width
         bottom, end = tiles + len(rows[-1]), depth + columns[-1].size
@@ -70,7 +70,7 @@ def _tables(count: int, image: int, inside: Any, products: Any, channels: int, b
     return Tables(image, inside, np.concatenate(rows), np.concatenate(columns), every, place, filters)
 
 
-def _whole_tiles(rows: Any, height: int) -> Any:
+def whole_tiles(rows: Any, height: int) -> Any:
     """(tiles, height): the last tile goes on with its last row, whose sums nobody looks at."""
     return rows[np.minimum(np.arange(rows.size + -rows.size % height), rows.size - 1)].reshape(-1, height)
 
@@ -141,6 +141,6 @@ def across(count: int, channels: int, groups: int, bits: int, *layout: Extents) 
     rows = _all_sums([taps, np.arange(channels // groups)])
     place = np.arange(rows.size).reshape(taps.size, -1).T.ravel() * width
     columns = _all_sums([np.arange(images) * image, starts])
-    rows = _whole_tiles(rows, height)
+    rows = whole_tiles(rows, height)
     parts = np.array([(0, len(rows), k, min(k + _DEPTH, columns.size)) for k in range(0, columns.size, _DEPTH)])
     return Tables(image, inside, rows, columns, parts, place[None], np.arange(starts.size) * width)

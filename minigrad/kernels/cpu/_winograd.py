@@ -46,7 +46,7 @@ _CHANNELS, _PATCHES = 48, 128
 _MIDDLE = 5
 
 
-def _transform(map: Callable[..., list[Any]], size: int) -> Any:
+def transform(map: Callable[..., list[Any]], size: int) -> Any:
     """out[i, j] = (M x Mᵀ)[i, j] for x of size × size vectors, half as long as a tile has columns.
 
     Element (i, j) begins at `at + i · line + j · step`, and likewise for x.
@@ -68,12 +68,12 @@ def _transform(map: Callable[..., list[Any]], size: int) -> Any:
                 vectors.store(vector, out.data, place(values[1:4], i, j))
         return context.get_dummy_value()
 
-    def transform(
+    def transformed(
         context: Any, out: Any, at: Any, line: Any, step: Any, x: Any, x_at: Any, x_line: Any, x_step: Any
     ) -> Any:
         return types.void(out, *[types.int64] * 3, x, *[types.int64] * 3), codegen
 
-    return intrinsic(transform)
+    return intrinsic(transformed)
 
 
 def _of_patch(b: Any, p: Any, q: Any, r: Any, s: Any) -> list[Any]:
@@ -93,8 +93,8 @@ def _of_product(b: Any, p: Any, q: Any, r: Any, s: Any) -> list[Any]:
     return [b.fadd(p, b.fadd(q, r)), b.fsub(b.fsub(q, r), s)]
 
 
-_transform_patch, _transform_filters = _transform(_of_patch, 4), _transform(_of_filter, 3)
-_back_to_pixels = _transform(_of_product, 4)
+transform_patch, _transform_filters = transform(_of_patch, 4), transform(_of_filter, 3)
+_back_to_pixels = transform(_of_product, 4)
 
 
 @jit(_PARALLEL_FROM, formula=_tile.tile)
@@ -109,7 +109,7 @@ def _filters(out: Any, panels: Any) -> None:
 
 
 @functools.partial(helper, reassociate=True)
-def _is_finite(x: Any) -> bool:
+def is_finite(x: Any) -> bool:
     total = x.dtype.type(0)
     for i in range(x.size):
         total += x[i] * x.dtype.type(0)
@@ -147,7 +147,7 @@ def _multiply(
                 for t in range(corners.shape[1]):
                     for c in range(0, pitch, vector):
                         at = corners[band, t] + c
-                        _transform_patch(patch, t * pitch + c, 4 * step, step, laid, at, line, channels)
+                        transform_patch(patch, t * pitch + c, 4 * step, step, laid, at, line, channels)
             for i in range(tiles):
                 for j in range(width):
                     total[_MIDDLE, i, j] = bias[panel, j]
@@ -159,14 +159,14 @@ def _multiply(
             for j in range(0, step, width):
                 for c in range(j, j + width, vector):
                     _back_to_pixels(product, 3 * j + c, 2 * width, width, total.reshape(-1), c, 4 * step, step)
-            finite[thread] &= _is_finite(product)
+            finite[thread] &= is_finite(product)
             low, high = borders[band], borders[band + 1]
             for n in range(here):
                 made = out[first + n, panel * width : (panel + 1) * width, low:high]
                 _tile.channels_first(product, place[n], made, planes[1])
 
 
-class _Tables(NamedTuple):
+class Tables(NamedTuple):
     """Where patches and pixels lie, for as many images as are laid out at a time."""
 
     image: int  # numbers in a padded image, channels last
@@ -178,15 +178,15 @@ class _Tables(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _tables(count: int, channels: int, space: Extents, padding: Extents, width: int) -> _Tables:
-    """A patch that leaves the padded image finds zeros there."""
+def tables(count: int, channels: int, space: Extents, padding: Extents, width: int, most: int) -> Tables:
+    """For about so many bytes of patches. One that leaves the padded image finds zeros there."""
     made = [size + 2 * p - 2 for size, p in zip(space, padding, strict=True)]
     lines, columns = ((size + 1) // 2 for size in made)
     line = (2 * columns + 2) * channels
     image = (2 * lines + 2) * line
     y, x = (np.arange(size) + p for size, p in zip(space, padding, strict=True))
     inside = (y[:, None] * line + x * channels).ravel()
-    near = max(1, _NEAR // (16 * 4 * channels * columns))  # lines of patches
+    near = max(1, most // (16 * 4 * channels * columns))  # lines of patches
     bands = math.ceil(lines / near)
     each, together = math.ceil(lines / bands), max(1, min(count, near // lines))
     together = math.ceil(count / math.ceil(count / together))
@@ -196,10 +196,10 @@ def _tables(count: int, channels: int, space: Extents, padding: Extents, width: 
     pixel = ((y // 2 * columns + x // 2) * 4 + y % 2 * 2 + x % 2).ravel()
     place = (np.arange(together)[:, None] * each * columns * 4 + pixel) * width
     borders = np.minimum(np.arange(bands + 1) * 2 * each, made[0]) * made[1]
-    return _Tables(image, line, inside, corners.reshape(bands, -1), borders, place)
+    return Tables(image, line, inside, corners.reshape(bands, -1), borders, place)
 
 
-def _pays(out: Any, x: Any, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents, groups: int) -> bool:
+def pays(out: Any, x: Any, kernel: Extents, stride: Extents, padding: Extents, dilation: Extents, groups: int) -> bool:
     """Is it a convolution that can be computed this way, and is that faster?"""
     if x.dtype != np.float32 or kernel != (3, 3) or {*stride, *dilation, groups} != {1} or max(padding) > 2:
         return False
@@ -228,13 +228,13 @@ def convolve(
 
     False, with anything in `out`, where another way is faster, or where a number in between was not finite.
     """
-    if not _pays(out, x, w.shape[2:], stride, padding, dilation, groups):
+    if not pays(out, x, w.shape[2:], stride, padding, dilation, groups):
         return False
     count, channels, filters = len(x), x.shape[1], out.shape[1]
     height, width = _tile.shape(32)
     padding = tuple(2 - p for p in padding) if adjoint else padding
     panels, pitch = math.ceil(filters / width), channels + -channels % (width // 2)
-    image, line, inside, corners, borders, place = _tables(count, channels, x.shape[2:], padding, width)
+    image, line, inside, corners, borders, place = tables(count, channels, x.shape[2:], padding, width, _NEAR)
     tiles, threads = corners.shape[1] + -corners.shape[1] % height, num_threads()
     bias = np.zeros((panels, width), x.dtype)
     if b is not None:

@@ -10,7 +10,7 @@ columns, which overlap, are never written out. The right matrix lies in panels a
   are output pixels, columns are filters, (channel, tap) stand on the right, and the taps are added up after that.
 - Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
 
-The first two go another way where that is faster, with 3×3 filters at stride 1 (`_winograd`).
+All three go another way where that is faster, with 3×3 filters at stride 1 (`_winograd`, `_winograd_weights`).
 
 What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_conv_tables`).
 
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _conv_tables, _panels, _scratch, _tile, _winograd
+from minigrad.kernels.cpu import _conv_tables, _panels, _scratch, _tile, _winograd, _winograd_weights
 from minigrad.kernels.cpu._jit import jit, num_threads
 
 Extents = tuple[int, ...]
@@ -205,27 +205,36 @@ def conv_weight_grad(
 ) -> Any:
     """The adjoint of `conv` in w: g (N, K, *O), x (N, C, *S) → (K, C/groups, *kernel_shape)."""
     dtype, g, x = g.dtype, _ready(g), _ready(x)
-    filters, channels, taps = g.shape[1], x.shape[1] // groups, math.prod(kernel_shape)
-    out = np.zeros((filters, channels, *kernel_shape), g.dtype)
-    if out.size and x.size and g.size:  # else the sums are empty: no image, or no pixel in it
-        bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
-        layout = x.shape[2:], tuple(kernel_shape), stride, padding, dilation
-        tables = _conv_tables.across(len(x), x.shape[1], groups, bits, *layout)
-        panels = groups * math.ceil(filters // groups / width)
-        images = tables.columns.size // tables.right.size
-        shapes = (
-            (images * tables.image,),
-            (panels, images * tables.right.size, width),
-            (panels, tables.rows.size, width),
-        )
-        g, x = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1)
-        planes = _panels.planes(width // 2, x.shape[2], g.shape[2], channels * taps)
-        with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
-            laid.fill(0)  # the padding, and filters that are not there
-            filled.fill(0)
-            lines = out.reshape(filters, channels * taps)
-            _correlate(g, x, lines, laid, filled, products, *tables, planes, groups, num_threads())
+    out = np.zeros((g.shape[1], x.shape[1] // groups, *kernel_shape), g.dtype)
+    layout = stride, padding, dilation, groups
+    if not (out.size and x.size and g.size):  # the sums are empty: no image, or no pixel in it
+        pass
+    elif not _winograd_weights.correlate(out, g, x, *layout):
+        _sums_of_images(out, g, x, *layout)
     return out.astype(dtype, copy=False)
+
+
+def _sums_of_images(
+    out: Any, g: Any, x: Any, stride: Extents, padding: Extents, dilation: Extents, groups: int
+) -> None:
+    """out[k] = Σ_n the product of x[n] and g[n, k]."""
+    filters, _, *kernel = out.shape
+    bits, width = 8 * x.itemsize, _tile.shape(8 * x.itemsize)[1]
+    layout = x.shape[2:], tuple(kernel), stride, padding, dilation
+    tables = _conv_tables.across(len(x), x.shape[1], groups, bits, *layout)
+    panels = groups * math.ceil(filters // groups / width)
+    images = tables.columns.size // tables.right.size
+    shapes = (
+        (images * tables.image,),
+        (panels, images * tables.right.size, width),
+        (panels, tables.rows.size, width),
+    )
+    g, x, out = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1), out.reshape(filters, -1)
+    planes = _panels.planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
+    with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
+        laid.fill(0)  # the padding, and filters that are not there
+        filled.fill(0)
+        _correlate(g, x, out, laid, filled, products, *tables, planes, groups, num_threads())
 
 
 def _ready(x: Any) -> Any:
