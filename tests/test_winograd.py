@@ -60,6 +60,7 @@ def used(monkeypatch):
 
     monkeypatch.setattr(_winograd, "convolve", heard(_winograd.convolve))
     monkeypatch.setattr(_winograd_weights, "correlate", heard(_winograd_weights.correlate))
+    monkeypatch.setattr(_winograd_weights, "_PAYS_FROM", 0)  # so that small ones tell
     return answers
 
 
@@ -82,6 +83,7 @@ def test_any_extents_and_any_bands(batch, channels, filters, space, padding, nea
         patched.setattr(_winograd, "pays", lambda *_: True)
         patched.setattr(_winograd, "_NEAR", near)
         patched.setattr(_winograd_weights, "_SHARED", near)
+        patched.setattr(_winograd_weights, "_PAYS_FROM", 0)
         ours = all_three(*(a.astype(np.float32) for a in (x, w, b, g)), padding)
     for made, expected in zip(ours, by_definition(x, w, b, g, padding), strict=True):
         assert made.dtype == np.float32 and (made == expected).all()
@@ -111,6 +113,12 @@ def test_where_it_is_taken(sizes, layout, dtype, taken, used):
     kernels.conv_input_grad(g, w, x.shape[2:], *layout)
     kernels.conv_weight_grad(g, x, w.shape[2:], *layout)
     assert used == [taken] * 3
+
+
+@pytest.mark.parametrize(("batch", "taken"), [(24, False), (25, True)])
+def test_weights_want_more_work(batch, taken):
+    x, w, _, g = normal(*shapes(batch, 48, 50, (8, 9), (1, 1)))
+    assert _winograd_weights.correlate(np.empty_like(w), g, x, *EVERY) == taken
 
 
 def test_the_switch_turns_it_off(used, monkeypatch):
