@@ -71,7 +71,7 @@ def convolutions(dtype: str) -> None:
     x, w, b = mg.randn(5, 4, 19, 17, dtype=dtype), mg.randn(6, 4, 3, 3, dtype=dtype), mg.randn(6, dtype=dtype)
     twice(lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), x, w, b)
     twice(lambda x, w: F.conv2d(x, w), x[:, :1], mg.randn(24, 1, 3, 3, dtype=dtype))  # few channels
-    many = mg.randn(7, 48, 9, 8, dtype=dtype), mg.randn(50, 48, 3, 3, dtype=dtype)
+    many = mg.randn(25, 48, 9, 8, dtype=dtype), mg.randn(50, 48, 3, 3, dtype=dtype)
     twice(lambda x, w: F.conv2d(x, w, padding=1), *many)  # by Winograd
     twice(lambda x: F.max_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(x, 3), x)
