@@ -15,6 +15,7 @@ def deferred() -> Iterator[None]:
 
     >>> import signal
     >>> from minigrad._interrupt import deferred
+    >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     >>> try:
     ...     with deferred():
     ...         signal.raise_signal(signal.SIGINT)
@@ -23,6 +24,7 @@ def deferred() -> Iterator[None]:
     ...     print("and then this")
     the whole block
     and then this
+    >>> before = signal.signal(signal.SIGINT, before)
     """
     handler = signal.getsignal(signal.SIGINT)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():  # where it never arrives
