@@ -7,10 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 import minigrad as mg
+from minigrad.kernels.cpu import _math
 from minigrad.kernels.cpu.elementwise import _lift
 
 INF, NAN = math.inf, math.nan
@@ -75,6 +77,43 @@ def test_a_result_does_not_depend_on_its_place(name: str) -> None:
     whole = f(x)
     for shift in (1, 7, 991, 999):
         assert f(x[shift:]).tobytes() == whole[shift:].tobytes()
+
+
+def test_exp_negative_over_all_that_a_softmax_takes() -> None:
+    def formula(x: Any) -> Any:
+        return math.exp_negative(x)  # type: ignore[attr-defined]  # lifted, `math` is that of the kernels
+
+    x = np.concatenate([everywhere(), SPECIAL])
+    x = x[~(x > 0)]
+    with np.errstate(all="ignore"):
+        exact = np.exp(x.astype(np.float64))
+    found = _lift(formula, 1)(x)
+    assert np.isnan(found[np.isnan(x)]).all() and (found[x == 0] == 1).all() and (found[x < -104] == 0).all()
+    assert np.nanmax(np.abs(found - exact) / np.spacing(exact.astype(f32)).astype(np.float64)) <= 1
+    wide = np.linspace(-700, 0, 1001)
+    np.testing.assert_allclose(_lift(formula, 1)(wide), np.exp(wide), rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_quotient_is_that_of_a_division(dtype: Any) -> None:
+    """To the bit, but for 1 ulp where it is subnormal."""
+
+    @numba.njit
+    def divided(x: Any, y: Any) -> Any:
+        out = np.empty_like(x)
+        for i in range(x.size):
+            out[i] = _math.quotient(x[i], y[i], y.dtype.type(1) / y[i])
+        return out
+
+    rng, tiny = np.random.default_rng(0), np.finfo(dtype).tiny
+    x, y = rng.uniform(0.5, 1, (2, 1 << 20)).astype(dtype)
+    x, y = np.ldexp(x, rng.integers(-100, 1, x.size)), np.ldexp(y, rng.integers(1, 24, y.size))
+    assert divided(x, y).tobytes() == (x / y).tobytes()
+    x *= dtype(tiny)
+    np.testing.assert_allclose(divided(x, y), x / y, rtol=0, atol=np.spacing(tiny))
+    special = np.array([0, np.nan], dtype), np.array([3, 3], dtype)
+    assert divided(*special).tobytes() == (special[0] / special[1]).tobytes()
+    assert np.isnan(divided(np.ones(1, dtype), np.full(1, np.nan, dtype))).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 32, 127, 128, 129, 255, 256, 1000, 1025])

@@ -62,7 +62,7 @@ def _powers(row: Array, out: Array, peaks: Array, lanes: Array) -> tuple[Any, An
     """max x and Σ e^{x − max x}; its terms go to `out`."""
     peak = _peak(row, peaks)
     for j in range(row.size):
-        out[j] = _math.exp(row[j] - peak)
+        out[j] = _math.exp_negative(row[j] - peak)
     return peak, _total(out, lanes)
 
 
@@ -96,8 +96,9 @@ def _softmax_rows(x: Array, out: Array) -> None:
         for i in range(job * share, min(x.shape[0], (job + 1) * share)):
             row = out[i]
             total = x.dtype.type(_powers(x[i], row, peaks, lanes)[1])
+            inverse = x.dtype.type(1) / total
             for j in range(row.size):
-                row[j] /= total
+                row[j] = _math.quotient(row[j], total, inverse)
 
 
 @jit(_PARALLEL_FROM)
@@ -133,7 +134,7 @@ def _log_softmax_vjp_rows(g: Array, y: Array, out: Array) -> None:
             up, given, row = g[i], y[i], out[i]
             total = y.dtype.type(_total(up, lanes))
             for j in range(row.size):
-                row[j] = up[j] - _math.exp(given[j]) * total
+                row[j] = up[j] - _math.exp_negative(given[j]) * total
 
 
 def _by_rows(x: Array, dim: int) -> Array:
