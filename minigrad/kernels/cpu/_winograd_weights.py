@@ -1,11 +1,11 @@
-"""The weight gradient of a convolution with 3×3 filters and stride 1, in float32, with the products of `_winograd`.
+"""The weight gradient of a convolution with 3×3 taps to a stride, or 2×2, in float32, with Winograd's products.
 
-A pair of sums was Aᵀ[(G f) ⊙ (Bᵀ d)]; its gradient in the filter, for the upstream gradient g of the pair, is
-Gᵀ[(A g) ⊙ (Bᵀ d)]. Along two axes 2×2 pixels of g become 16 numbers, which are multiplied with those of the patch of
-4×4 pixels around them. The sum over all patches is taken in between, where it is 16 products of matrices, (channels,
-patches) × (patches, filters): 16 multiplications for 36 here too.
+A pair of sums was Aᵀ[(G f) ⊙ (Bᵀ d)] (`_winograd_form`); its gradient in the filter, for the upstream gradient g of the
+pair, is Gᵀ[(A g) ⊙ (Bᵀ d)]. Along two axes 2×2 pixels of g become as many numbers as the patch of pixels around them,
+which are multiplied with those. The sum over all patches is taken in between, where it is for each of the numbers a
+product of matrices, (channels, patches) × (patches, filters).
 
-The error is 0.8 to 1.3 times that of the direct sum, in norm, for normally distributed numbers. As in `_winograd`, sums
+The error is 0.9 to 1.6 times that of the direct sum, in norm, for normally distributed numbers. As in `_winograd`, sums
 that are not finite are reported, for the direct kernel to take over.
 """
 
@@ -16,38 +16,18 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import prange
 
-from minigrad.kernels.cpu import _conv_tables, _panels, _scratch, _tile, _winograd
-from minigrad.kernels.cpu._jit import jit
-from minigrad.kernels.cpu._winograd import is_finite, transform_patch
-
-Extents = tuple[int, ...]
+from minigrad.kernels.cpu import _conv_tables, _panels, _scratch, _tile
+from minigrad.kernels.cpu._jit import Kernel, helper, jit
+from minigrad.kernels.cpu._winograd import form_that_pays, is_finite
+from minigrad.kernels.cpu._winograd_form import FORMS, Extents, Form, lines_of_taps, tables
 
 #: Bytes of transformed patches that all threads work on at a time: they stay in the cache that threads share, and sums
 #: of blocks are more accurate.
-_SHARED = 2**20
+_SHARED = 3 * 2**19
 #: Numbers in the upstream gradient from which a second thread pays.
 _PARALLEL_FROM = 2**14
-#: Pixels times channels and filters from which it pays that threads read what others have transformed.
-_PAYS_FROM = 2**22
-
-
-def _of_gradient(b: Any, p: Any, q: Any) -> list[Any]:
-    """A."""
-    return [p, b.fadd(p, q), b.fsub(p, q), b.fneg(q)]
-
-
-def _of_sums(b: Any, p: Any, q: Any, r: Any, s: Any) -> list[Any]:
-    """Gᵀ."""
-    half = ir.Constant(p.type, [0.5] * p.type.count)
-    middle = b.fmul(half, b.fadd(q, r))
-    return [b.fadd(p, middle), b.fmul(half, b.fsub(q, r)), b.fadd(middle, s)]
-
-
-_transform_gradient = _winograd.transform(_of_gradient, 2)
-_back_to_filters = _winograd.transform(_of_sums, 4)
 
 
 class _Laid(NamedTuple):
@@ -70,52 +50,100 @@ def _laid(filters: int, space: Extents, images: int, bands: int, patches: int) -
     return _Laid(image, line, inside.ravel(), corners.reshape(bands, -1))
 
 
-@jit(_PARALLEL_FROM, formula=_tile.tile)
-def _correlate(
-    g: Any, x: Any, out: Any, images: Any, gradients: Any, patches: Any, panels: Any, sums: Any, products: Any,
-    finite: Any, image: int, line: int, inside: Any, corners: Any,
-    image_of_g: int, line_of_g: int, inside_of_g: Any, corners_of_g: Any,
-    together: int, rows: Any, steps: Any, place: Any, planes: Any,
-) -> None:  # fmt: skip
-    """out[k] = Σ_n x[n] ⋆ g[n, k]. Images are laid out and transformed by all threads, then used by all."""
-    count, channels, filters = len(x), x.shape[1], g.shape[1]
-    tiles, pitch, width = patches.shape[1], patches.shape[2], panels.shape[3]
-    height, vector, patch = rows.shape[1], width // 2, patches.reshape(-1)
-    for first in range(0, count, together):
-        here = min(together, count - first)
-        used = steps[: steps.size // together * here]
-        for i in prange(2 * here):
-            n = np.int64(i) // 2
-            if i % 2:
-                _tile.transpose(images[n * image :], inside, x[first + n], planes[0])
-            else:
-                _tile.transpose(gradients[n * image_of_g :], inside_of_g, g[first + n], planes[1])
-        for band in range(len(corners)):
-            for t in prange(used.size):
-                step = tiles * pitch
-                for c in range(0, pitch, vector):
-                    at = corners[band, t] + c
-                    transform_patch(patch, np.int64(t) * pitch + c, 4 * step, step, images, at, line, channels)
-                step = tiles * width
-                for c in range(0, len(panels) * width, vector):
-                    made, to = panels[c // width].reshape(-1), np.int64(t) * width + c % width
-                    at = corners_of_g[band, t] + c
-                    _transform_gradient(made, to, 4 * step, step, gradients, at, line_of_g, filters)
-            for task in prange(16 * len(panels)):
-                k, panel = np.int64(task) // len(panels), np.int64(task) % len(panels)
-                left, right = patches[k].reshape(-1), panels[panel, k]
-                for i in range(len(rows)):
-                    _tile.tile(sums[panel, k, i * height :], left, rows[i], used, right, first + band > 0)
-    for i in prange(len(panels)):
-        step = sums.shape[2] * width
-        for c in range(channels):
-            for j in range(0, width, vector):
-                at = c * width + j
-                _back_to_filters(
-                    products[i], 9 * c * width + j, 3 * width, width, sums[i].reshape(-1), at, 4 * step, step
-                )
-        finite[i] = is_finite(products[i])
-        _tile.channels_first(products[i], place, out[np.int64(i) * width : (np.int64(i) + 1) * width], planes[2])
+@helper
+def _lay(laid: Any, inside: Any, x: Any, plane: Any, is_new: bool) -> None:
+    """Channels last, with zeros for the padding and for pixels that are not there."""
+    if is_new:
+        laid[:] = 0
+    _tile.transpose(laid, inside, x, plane)
+
+
+def _correlate(form: Form) -> Kernel:
+    taps, points = form.taps, form.points
+    transform_patch, transform_gradient, back_to_filters = form.patch, form.gradient, form.sums
+
+    @jit(_PARALLEL_FROM, formula=form)
+    def kernel(
+        g: Any, x: Any, out: Any, images: Any, gradients: Any, patches: Any, panels: Any, sums: Any, products: Any,
+        finite: Any, image: int, line: int, inside: Any, corners: Any,
+        image_of_g: int, line_of_g: int, inside_of_g: Any, corners_of_g: Any,
+        channels: int, together: int, rows: Any, steps: Any, place: Any, planes: Any,
+    ) -> None:  # fmt: skip
+        """out[k] = Σ_n x[n] ⋆ g[n, k]. Images are laid out and transformed by all threads, then used by all."""
+        count, filters = len(x), g.shape[1]
+        lines, pitch, width = patches.shape[1], patches.shape[2], panels.shape[3]
+        height, vector, patch = rows.shape[1], width // 2, patches.reshape(-1)
+        images[together * image :] = 0
+        gradients[together * image_of_g :] = 0
+        for first in range(0, count, together):
+            here = min(together, count - first)
+            used = steps[: steps.size // together * here]
+            for i in prange(2 * here):
+                n = np.int64(i) // 2
+                if i % 2:
+                    laid = images[n * image : (n + 1) * image]
+                    _lay(laid, inside, x[first + n], planes[0], first == 0)
+                else:
+                    laid = gradients[n * image_of_g : (n + 1) * image_of_g]
+                    _lay(laid, inside_of_g, g[first + n], planes[1], first == 0)
+            for band in range(len(corners)):
+                for t in prange(used.size):
+                    step = lines * pitch
+                    for c in range(0, pitch, vector):
+                        to, at = np.int64(t) * pitch + c, corners[band, t] + c
+                        transform_patch(patch, to, points * step, step, images, at, line, channels)
+                    step = panels.shape[2] * width
+                    for c in range(0, len(panels) * width, vector):
+                        made, to = panels[c // width].reshape(-1), np.int64(t) * width + c % width
+                        at = corners_of_g[band, t] + c
+                        transform_gradient(made, to, points * step, step, gradients, at, line_of_g, filters)
+                for task in prange(points * points * len(panels)):
+                    k, panel = np.int64(task) // len(panels), np.int64(task) % len(panels)
+                    left, right = patches[k].reshape(-1), panels[panel, k]
+                    for i in range(len(rows)):
+                        total, add = sums[panel, k, i * height :], first + band > 0
+                        if 2 * (filters - panel * width) > width:
+                            _tile.tile(total, left, rows[i], used, right, add)
+                        else:
+                            _tile.narrow_tile(total, left, rows[i], used, right, add)
+        for i in prange(len(panels)):
+            step, tap = sums.shape[2] * width, channels * width
+            given, columns = sums[i].reshape(-1), width
+            if 2 * (filters - np.int64(i) * width) <= width:
+                products[i], columns = 0, vector
+            for c in range(0, tap, width):
+                for at in range(c, c + columns, vector):
+                    back_to_filters(products[i], at, taps * tap, tap, given, at, points * step, step)
+            finite[i] = is_finite(products[i])
+            _tile.channels_first(products[i], place, out[np.int64(i) * width : (np.int64(i) + 1) * width], planes[2])
+
+    return kernel
+
+
+_KERNELS = {taps: _correlate(form) for taps, form in FORMS.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _plan(taps: int, g: Extents, x: Extents, stride: Extents, padding: Extents, most: int) -> tuple[Any, Any]:
+    """What shapes say: the shapes of the memory, and what the kernel is given behind that."""
+    (height, width), filters, channels = _tile.shape(32), g[1], x[1] * math.prod(stride)
+    table = tables(taps, x[0], x[1], x[2:], g[2:], stride, padding, False, 1, most)
+    corners, together = table.corners[:, 0], len(table.place)
+    patches, panels, pitch = corners.shape[1], math.ceil(filters / width), channels + -channels % (width // 2)
+    laid = _laid(filters, g[2:], together, *corners.shape)
+    rows = _conv_tables.whole_tiles(np.arange(channels), height)
+    shapes = (
+        (together * table.image + width,),
+        (together * laid.image + width,),
+        ((taps + 1) ** 2, patches, pitch),
+        (panels, (taps + 1) ** 2, patches, width),
+        (panels, (taps + 1) ** 2, rows.size, width),
+        (panels, taps**2 * channels * width),
+    )
+    place, _ = lines_of_taps(taps, stride, padding, x[1], filters)
+    planes = _panels.planes(width // 2, math.prod(x[2:]), math.prod(g[2:]), taps**2 * channels)
+    steps = np.arange(patches) * pitch
+    return shapes, (*table[:3], corners, *laid, channels, together, rows, steps, place * width, planes)
 
 
 def correlate(out: Any, g: Any, x: Any, stride: Extents, padding: Extents, dilation: Extents, groups: int) -> bool:
@@ -123,31 +151,12 @@ def correlate(out: Any, g: Any, x: Any, stride: Extents, padding: Extents, dilat
 
     False, with anything in `out`, where another way is faster, or where a number in between was not finite.
     """
-    count, channels, filters = len(x), x.shape[1], len(out)
-    if channels * g.size < _PAYS_FROM or not _winograd.pays(g, x, out.shape[2:], stride, padding, dilation, groups):
+    taps = form_that_pays(x.shape, out.shape[2:], g.shape, stride, padding, dilation, groups)
+    if not taps or x.dtype != np.float32 or _tile.PLAIN:
         return False
-    height, width = _tile.shape(32)
-    panels, pitch = math.ceil(filters / width), channels + -channels % (width // 2)
-    layout = _winograd.tables(count, channels, x.shape[2:], padding, width, _SHARED)
-    together, (bands, tiles) = len(layout.place), layout.corners.shape
-    laid = _laid(filters, g.shape[2:], together, bands, tiles)
-    rows = _conv_tables.whole_tiles(np.arange(channels), height)
-    shapes = (
-        (together * layout.image + width,),
-        (together * laid.image + width,),
-        (16, tiles, pitch),
-        (panels, 16, tiles, width),
-        (panels, 16, rows.size, width),
-        (panels, 9 * channels * width),
-    )
-    finite = np.empty(panels, bool)
-    g, x, out = g.reshape(count, filters, -1), x.reshape(count, channels, -1), out.reshape(filters, -1)
-    planes = _panels.planes(width // 2, x.shape[2], g.shape[2], 9 * channels)
-    with _scratch.Scratch(x.dtype, *shapes) as (images, gradients, patches, right, sums, products):
-        images.fill(0)  # the padding, and pixels that are not there
-        gradients.fill(0)
-        _correlate(
-            g, x, out, images, gradients, patches, right, sums, products, finite, *layout[:4], *laid,
-            together, rows, np.arange(tiles) * pitch, np.arange(9 * channels) * width, planes,
-        )  # fmt: skip
+    shapes, layout = _plan(taps, g.shape, x.shape, stride, padding, _SHARED)
+    finite = np.empty(shapes[-1][0], bool)
+    g, x, out = (a.reshape(*a.shape[:2], -1) for a in (g, x, out))
+    with _scratch.Scratch(x.dtype, *shapes) as memory:
+        _KERNELS[taps](g, x, out.reshape(len(out), -1), *memory, finite, *layout)
     return bool(finite.all())

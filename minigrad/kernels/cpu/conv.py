@@ -10,7 +10,8 @@ columns, which overlap, are never written out. The right matrix lies in panels a
   are output pixels, columns are filters, (channel, tap) stand on the right, and the taps are added up after that.
 - Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
 
-All three go another way where that is faster, with 3×3 filters at stride 1 (`_winograd`, `_winograd_weights`).
+All three go another way where that is faster, with filters three times or twice as long as their stride (`_winograd`,
+`_winograd_weights`).
 
 What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_conv_tables`).
 
@@ -85,6 +86,11 @@ def _correlate(
     height, width, side = rows.shape[1], panels.shape[2], planes.shape[1]
     each, together = len(panels) // groups, columns.size // right.size
     bands, tiles = (x.shape[1] + side - 1) // side, len(panels) * len(rows)
+    for i in prange(together):
+        images[np.int64(i) * image : (np.int64(i) + 1) * image] = 0  # the padding
+    for i in prange(len(panels)):
+        if (np.int64(i) % each + 1) * width > filters:
+            panels[i] = 0  # filters that are not there
     for first in range(0, count, together):
         here = min(together, count - first)
         for i in prange(here * (bands + len(panels))):
@@ -232,8 +238,6 @@ def _sums_of_images(
     g, x, out = g.reshape(*g.shape[:2], -1), x.reshape(*x.shape[:2], -1), out.reshape(filters, -1)
     planes = _panels.planes(width // 2, x.shape[2], g.shape[2], out.shape[1])
     with _scratch.Scratch(x.dtype, *shapes) as (laid, filled, products):
-        laid.fill(0)  # the padding, and filters that are not there
-        filled.fill(0)
         _correlate(g, x, out, laid, filled, products, *tables, planes, groups, num_threads())
 
 
