@@ -73,6 +73,8 @@ def convolutions(dtype: str) -> None:
     twice(lambda x, w: F.conv2d(x, w), x[:, :1], mg.randn(24, 1, 3, 3, dtype=dtype))  # few channels
     many = mg.randn(25, 48, 9, 8, dtype=dtype), mg.randn(50, 48, 3, 3, dtype=dtype)
     twice(lambda x, w: F.conv2d(x, w, padding=1), *many)  # by Winograd
+    halved = mg.randn(13, 24, 16, 13, dtype=dtype), mg.randn(33, 24, 4, 4, dtype=dtype)
+    twice(lambda x, w: F.conv2d(x, w, stride=2, padding=1), *halved)
     twice(lambda x: F.max_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(x, 3), x)
     twice(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, w[:4, 0, 0, 0], b[:4])
