@@ -112,8 +112,9 @@ def conv2d(
     One floating dtype for all; float16 is computed in float32. ValueError for shapes and numbers that do not fit
     together, TypeError for dtypes. Extents: Dumoulin and Visin, arXiv 1603.07285.
 
-    On the CPU, where 48 or more 3×3 filters at stride 1 see as many channels in float32, it is Winograd's F(2×2, 3×3):
-    its error is as small, but relative to the largest of 4×4 pixels. If anything in between is not finite, the sums are
+    On the CPU, where 24 or more filters that are three times, or twice, as long as their stride see as many channels in
+    float32, and the work is large enough, it is Winograd's F(2×2, 3×3), or F(2×2, 2×2): its error is as small, but
+    relative to the largest pixel under 2×2 neighbouring windows. If anything in between is not finite, the sums are
     taken directly, as by `MINIGRAD_PLAIN_KERNELS=1`.
 
     >>> import minigrad as mg

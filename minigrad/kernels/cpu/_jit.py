@@ -193,8 +193,7 @@ def jit(parallel_from: int | None = None, *, formula: Any = None) -> Callable[[C
     """Compile a kernel at its first call with each combination of argument types.
 
     `parallel_from`: size of the first argument from which the parallel variant is faster (measured); None: serial only.
-    `formula`: what the kernel closes over (a function of `scalar.py`, a tile, Winograd's transformations); its name becomes
-    part of the kernel's.
+    `formula`: what the kernel closes over, a function of `scalar.py` or a tile; its name becomes part of the kernel's.
     """
 
     def decorate(fn: Callable[..., Any]) -> Kernel:
