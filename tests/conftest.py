@@ -11,9 +11,11 @@ from typing import Any
 
 import hypothesis
 import numba
+import numpy as np
 import pytest
 
 import minigrad as mg
+from minigrad.kernels.cpu import _scratch
 
 pytest.register_assert_rewrite("exported")  # its failures show their numbers, as those of a test file do
 
@@ -103,3 +105,12 @@ def most_elements(device: str) -> int:
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time() -> None:
     mg.manual_seed(0)
+
+
+@pytest.fixture
+def dirty_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What kernels on the CPU borrow to work in holds NaN."""
+    new = _scratch._new
+    monkeypatch.setattr(_scratch, "_buffers", [])
+    monkeypatch.setattr(_scratch, "_KEPT", 0)
+    monkeypatch.setattr(_scratch, "_new", lambda size: np.full_like(new(size), 255))

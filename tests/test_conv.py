@@ -73,6 +73,7 @@ def close(ours, theirs, tolerance=1e-10):
     np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance * max(1, np.abs(theirs).max(initial=0)))
 
 
+@pytest.mark.usefixtures("dirty_memory")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_kernels_against_loops(case):
     x, w, b, g, layout = data(*case)

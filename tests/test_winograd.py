@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from test_tile import AVX2, INTEL
 
-from minigrad.kernels.cpu import _jit, _scratch, _tile, _winograd, _winograd_weights
+from minigrad.kernels.cpu import _jit, _tile, _winograd, _winograd_weights
 
 kernels = importlib.import_module("minigrad.kernels.cpu.conv")  # the package has a function of that name
 PLAIN = (1, 1), (1, 1), (1, 1), 1  # stride, padding, dilation, groups
@@ -205,13 +205,17 @@ def test_an_image_makes_the_same_in_any_batch(sizes, layout, used):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "layout"), [(shapes(5, 49, 50, (13, 9)), PLAIN), (shapes(9, 27, 50, (17, 23), (2, 2), taps=2), HALVED)]
+    ("sizes", "layout"),
+    [
+        (shapes(5, 49, 50, (13, 9)), PLAIN),
+        (shapes(5, 45, 44, (13, 9)), PLAIN),  # of the last tile's columns less than half
+        (shapes(9, 27, 50, (17, 23), (2, 2), taps=2), HALVED),
+        (shapes(9, 45, 37, (17, 23), (2, 2), taps=2), HALVED),
+    ],
 )
-def test_what_its_memory_held_before_does_not_matter(sizes, layout, used, monkeypatch):
-    """NaN there: it is neither multiplied, nor taken for a result. The patches are no whole tiles."""
-    new = _scratch._new
-    monkeypatch.setattr(_scratch, "_buffers", [])
-    monkeypatch.setattr(_scratch, "_new", lambda size: np.full_like(new(size), 255))
+@pytest.mark.usefixtures("dirty_memory")
+def test_what_its_memory_held_before_does_not_matter(sizes, layout, used):
+    """It is neither multiplied, nor taken for a result. The patches are no whole tiles."""
     arrays = normal(*sizes)
     exact = by_definition(*(a.astype(float) for a in arrays), *layout[:2])
     for ours, expected, most in zip(all_three(*arrays, *layout), exact, (1e-4, 1e-4, 1e-4), strict=True):

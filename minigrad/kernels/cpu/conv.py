@@ -88,9 +88,6 @@ def _correlate(
     bands, tiles = (x.shape[1] + side - 1) // side, len(panels) * len(rows)
     for i in prange(together):
         images[np.int64(i) * image : (np.int64(i) + 1) * image] = 0  # the padding
-    for i in prange(len(panels)):
-        if (np.int64(i) % each + 1) * width > filters:
-            panels[i] = 0  # filters that are not there
     for first in range(0, count, together):
         here = min(together, count - first)
         for i in prange(here * (bands + len(panels))):
