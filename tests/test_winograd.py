@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from test_tile import AVX2, INTEL
 
 from minigrad.kernels.cpu import _jit, _tile, _winograd, _winograd_weights
@@ -74,7 +74,8 @@ def pays(patched, answer):
         patched.setattr(module, "form_that_pays", answer)
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.usefixtures("dirty_memory")
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batch=st.integers(1, 7),
     channels=st.integers(1, 70),
@@ -82,11 +83,10 @@ def pays(patched, answer):
     taps=st.sampled_from([2, 3]),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     near=st.sampled_from([1, 2**14, 2**17, 2**19]),
-    steps=st.sampled_from([16, 256]),
     seed=st.integers(0, 99),
     data=st.data(),
 )
-def test_any_extents_and_any_bands(batch, channels, filters, taps, stride, near, steps, seed, data):
+def test_any_extents_and_any_bands(batch, channels, filters, taps, stride, near, seed, data):
     """Also those where it does not pay: parts of images, images together, odd borders, vectors that are not full."""
     padding = tuple(data.draw(st.integers(0, taps * s - 1)) for s in stride)
     space = tuple(
@@ -99,6 +99,8 @@ def test_any_extents_and_any_bands(batch, channels, filters, taps, stride, near,
         pays(patched, lambda *_: taps)
         patched.setattr(_winograd, "_NEAR", near)
         patched.setattr(_winograd_weights, "_SHARED", near)
+        for other in ("_product", "_sums_of_images"):  # no other way shall be taken
+            patched.setattr(kernels, other, None)
         ours = all_three(*(a.astype(np.float32) for a in (x, w, b, g)), stride, padding)
     for made, expected in zip(ours, by_definition(x, w, b, g, stride, padding), strict=True):
         assert made.dtype == np.float32 and (made == expected).all()
