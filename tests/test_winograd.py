@@ -156,7 +156,7 @@ def test_its_error_is_that_of_the_direct_sum(batch, channels, filters, side, str
 
     ours = errors()
     pays(monkeypatch, lambda *_: 0)
-    for error, direct, most in zip(ours, errors(), (1.5, 1.5, 1.7), strict=True):
+    for error, direct, most in zip(ours, errors(), (1.3, 1.3, 1.7), strict=True):
         assert error <= most * direct and direct < 1e-6
     assert used == [True] * 3 + [False] * 3
 
@@ -178,7 +178,7 @@ def test_what_is_not_finite_stays_in_its_windows(value, sizes, layout, used):
         np.testing.assert_allclose(a[~there], then[~there], rtol=0, atol=1e-4)
         assert not np.isfinite(a[there]).all() or value == 3e38
     elsewhere = np.ix_(np.arange(len(w)) != 5, np.arange(w.shape[1]) != 5)  # neither its channel nor its filter
-    np.testing.assert_allclose(made[2][elsewhere], clean[2][elsewhere], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(made[2][elsewhere], clean[2][elsewhere], rtol=0, atol=1e-4)
     assert not np.isfinite(made[2][5, 5]).all()
 
 
