@@ -29,6 +29,8 @@ _TILES, _STEPS = 16, 256
 _PANELS = 2
 #: Steps of a panel that are kept for the tiles further down; a longer panel is filled again for each block.
 _DEPTH = 2048
+#: Up to so many columns of a product a transposed matrix is read as it lies; more repay laying it out for the tiles.
+_LAID_OUT = 512
 _NO_BIAS = {dtype: np.empty(0, dtype) for dtype in map(np.dtype, ("float32", "float64"))}
 
 
@@ -90,23 +92,25 @@ def _multiply(
 ) -> None:  # fmt: skip
     """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of x, and of y, may lie transposed.
 
-    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x, the rows that a tile reads are laid side by
-    side first. Each thread has panels of y, as wide as a tile, and works on some tiles one below the other, a block: in
-    `out` if they are whole ones, else beside it. Rows and columns that only fill up a tile hold anything, and are not
-    copied out.
+    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x that many panels will read, the rows
+    that a tile reads are laid side by side first. Each thread has panels of y, as wide as a tile, and works on some
+    tiles one below the other, a block: in `out` if they are whole ones, else beside it. Rows and columns that only fill
+    up a tile hold anything, and are not copied out.
     """
     _, m, n = out.shape
     depth = x.shape[1] if x_turned else x.shape[2]
     strips, each = (m + height - 1) // height, (n + width - 1) // width
     block = height * max(1, min(_TILES, (len(out) * each * strips + threads - 1) // threads))  # work for every thread
-    if x_turned:
+    if x_turned and n > _LAID_OUT:
         laid = _scratch.aligned(len(x) * strips * depth * height, x).reshape(len(x) * strips, depth, height)
         for i in prange(len(laid)):
             _lay(laid[i], x[np.int64(i) // strips], np.int64(i) % strips * height)
-        given, matrix, row, step = laid.reshape(-1), strips * height * depth, 1, height
+        given, matrix, strip, row, step = laid.reshape(-1), strips * height * depth, height * depth, 1, height
+    elif x_turned:
+        given, matrix, strip, row, step = x.reshape(-1), m * depth, height, 1, m
     else:
-        given, matrix, row, step = x.reshape(-1), m * depth, depth, 1
-    strip, kept = height * depth, min(depth, _DEPTH)
+        given, matrix, strip, row, step = x.reshape(-1), m * depth, height * depth, depth, 1
+    kept = min(depth, _DEPTH)
     blocks = (m + block - 1) // block
     panels = _scratch.aligned(threads * _PANELS * kept * width, x).reshape(threads, _PANELS, kept, width)
     products = _scratch.aligned(threads * block * width, x).reshape(threads, block, width)
