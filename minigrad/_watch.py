@@ -136,7 +136,8 @@ class _Update:
     def __call__(self, *gradients: Any) -> None:
         self._before = [state[name] for state, name in self._counts]
         for p, g in zip(self._params, gradients, strict=True):
-            p.grad = Tensor(g, p.device)
+            if p.grad is None or p.grad.data is not g:
+                p.grad = Tensor(g, p.device)
         self._update()
 
     def take_back(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from minigrad._tensor import Tensor
@@ -11,8 +12,12 @@ from minigrad.optim.optimizer import Group, Optimizer
 Params = Iterable[Tensor] | Iterable[Group]
 
 
-def _raw(tensors: Iterable[Any]) -> list[Any]:
-    return [None if tensor is None else tensor.data for tensor in tensors]
+_data, _gradient = operator.attrgetter("data"), operator.attrgetter("grad.data")
+
+
+def _stored(states: Sequence[dict[str, Any]], name: str, is_used: Any = True) -> list[Any]:
+    """What the states hold under a name, or None for each."""
+    return [state[name].data if is_used else None for state in states]
 
 
 class SGD(Optimizer):
@@ -52,9 +57,16 @@ class SGD(Optimizer):
         momentum, gain = group["momentum"], 1 - group["dampening"]
         gains = [gain if "momentum_buffer" in self.state.get(p, ()) else 1.0 for p in params]
         states = self._states(params, *["momentum_buffer"] * bool(momentum))
-        buffers = _raw(state["momentum_buffer"] if momentum else None for state in states)
-        grads = _raw(p.grad for p in params)
-        k.sgd(_raw(params), grads, buffers, gains, group["lr"], momentum, group["weight_decay"], group["nesterov"])
+        k.sgd(
+            [*map(_data, params)],
+            [*map(_gradient, params)],
+            _stored(states, "momentum_buffer", momentum),
+            gains,
+            group["lr"],
+            momentum,
+            group["weight_decay"],
+            group["nesterov"],
+        )
 
 
 class Adam(Optimizer):
@@ -96,10 +108,10 @@ class Adam(Optimizer):
         for state in states:
             state["step"] = int(state.get("step", 0)) + 1
         k.adam(
-            _raw(params),
-            _raw(p.grad for p in params),
-            _raw(state["exp_avg"] for state in states),
-            _raw(state["exp_avg_sq"] for state in states),
+            [*map(_data, params)],
+            [*map(_gradient, params)],
+            _stored(states, "exp_avg"),
+            _stored(states, "exp_avg_sq"),
             [state["step"] for state in states],
             group["lr"],
             group["betas"],
@@ -169,11 +181,11 @@ class RMSprop(Optimizer):
         used = {"square_avg": True, "grad_avg": group["centered"], "momentum_buffer": group["momentum"]}
         states = self._states(params, *[name for name in used if used[name]])
         k.rmsprop(
-            _raw(params),
-            _raw(p.grad for p in params),
-            _raw(state["square_avg"] for state in states),
-            _raw(state["grad_avg"] if group["centered"] else None for state in states),
-            _raw(state["momentum_buffer"] if group["momentum"] else None for state in states),
+            [*map(_data, params)],
+            [*map(_gradient, params)],
+            _stored(states, "square_avg"),
+            _stored(states, "grad_avg", group["centered"]),
+            _stored(states, "momentum_buffer", group["momentum"]),
             group["lr"],
             group["alpha"],
             group["eps"],
