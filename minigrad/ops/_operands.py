@@ -35,7 +35,7 @@ def operands(name: str, *xs: Any, dtype: Any = None, device: str = "cpu") -> lis
 
     `device`: where the first of them becomes a tensor if all are numbers.
     """
-    if len(xs) == 2 and dtype is None and _meet_already(*xs):
+    if dtype is None and len(xs) <= 2 and _meet_already(*xs):
         return list(xs)
     if any(isinstance(x, np.generic) for x in xs):  # np.float64 is a float, and would decide the dtype
         xs = tuple(x.item() if isinstance(x, np.generic) else x for x in xs)
@@ -60,8 +60,8 @@ def operands(name: str, *xs: Any, dtype: Any = None, device: str = "cpu") -> lis
     return ready
 
 
-def _meet_already(x: Any, y: Any) -> bool:
-    """Is it two floating tensors of one shape and dtype, or one and a number? What training does most, at a glance."""
+def _meet_already(x: Any, y: Any = 0.0) -> bool:
+    """Is it two floating tensors of one shape and dtype, or one, or one and a number? What training does most."""
     if type(x) is float or type(x) is int:
         x, y = y, x
     if not isinstance(x, Tensor) or x.data.dtype.kind != "f":

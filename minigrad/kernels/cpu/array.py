@@ -9,6 +9,7 @@ import numpy as np
 
 from minigrad.kernels.cpu import _memory
 from minigrad.kernels.cpu._jit import heard, jit
+from minigrad.kernels.cpu._quiet import quiet
 
 Array = np.ndarray[Any, Any]
 _SMALL = 1 << 14  # elements, up to which a loop copies about as fast as NumPy
@@ -54,12 +55,7 @@ def copy(x: Array) -> Array:
 
 
 def cast(x: Array, dtype: Any) -> Array:
-    return x if x.dtype == dtype else _converted(x, dtype)
-
-
-@np.errstate(all="ignore")
-def _converted(x: Array, dtype: Any) -> Array:
-    return x.astype(dtype)
+    return x if x.dtype == dtype else quiet.run(x.astype, dtype)
 
 
 @jit()
@@ -73,13 +69,12 @@ def _move(x: Array, y: Array) -> None:
             x[i] = y[i]
 
 
-@np.errstate(all="ignore")
 def assign(x: Array, index: Any, value: Any) -> None:
     """x[index] = value, in place."""
     if heard.launches is not None and index is ... and x.size <= _SMALL and _are_alike(x, value):
         _move.only(x.reshape(-1), value.reshape(-1))  # in a captured step, where it need not cost more than it is
     else:
-        x[index] = value
+        quiet.run(x.__setitem__, index, value)
 
 
 def _are_alike(x: Array, y: Any) -> bool:

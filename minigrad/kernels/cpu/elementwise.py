@@ -11,17 +11,15 @@ from numba import prange
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu import _math
 from minigrad.kernels.cpu._jit import jit
+from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
 
 
 def _quiet(ufunc: Any) -> Callable[..., Array]:
-    """NaN and infinity are values here, not occasions for a warning."""
-
-    @np.errstate(all="ignore")
     def kernel(*operands: Any) -> Array:
-        return np.asarray(ufunc(*operands))
+        return np.asarray(quiet.run(ufunc, *operands))
 
     kernel.ufunc = ufunc  # type: ignore[attr-defined]  # for a captured step
     return kernel
@@ -31,12 +29,14 @@ def _arithmetic(ufunc: Any) -> Callable[..., Array]:
     """The same for two operands; a number met by float16 takes part in float32, as that rounds but once."""
 
     @np.errstate(all="ignore")
+    def half(x: Any, y: Any) -> Array:
+        x, y = (np.float32(a) if isinstance(a, int | float) else a for a in (x, y))
+        return np.asarray(ufunc(x, y), np.float16)
+
     def kernel(x: Any, y: Any) -> Array:
-        if isinstance(x, int | float) and y.dtype == np.float16:
-            return np.asarray(ufunc(np.float32(x), y), np.float16)
-        if isinstance(y, int | float) and x.dtype == np.float16:
-            return np.asarray(ufunc(x, np.float32(y)), np.float16)
-        return np.asarray(ufunc(x, y))
+        if type(x) is not type(y) and np.float16 in (getattr(x, "dtype", None), getattr(y, "dtype", None)):
+            return half(x, y)
+        return np.asarray(quiet.run(ufunc, x, y))
 
     kernel.ufunc = ufunc  # type: ignore[attr-defined]
     return kernel
@@ -46,13 +46,22 @@ add, sub, mul, div, _power = map(_arithmetic, (np.add, np.subtract, np.multiply,
 neg, abs, sign, square, reciprocal = map(_quiet, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
 exp, log, log1p, expm1, sqrt = map(_quiet, (np.exp, np.log, np.log1p, np.expm1, np.sqrt))
 sin, cos, tanh = map(_quiet, (np.sin, np.cos, np.tanh))
-maximum, minimum, clip = map(_quiet, (np.maximum, np.minimum, np.clip))
+maximum, minimum = map(_quiet, (np.maximum, np.minimum))
 eq, ne, lt, le, gt, ge = map(
     _quiet, (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
 )
 logical_and, logical_or, logical_not = map(_quiet, (np.logical_and, np.logical_or, np.logical_not))
 isnan, isinf, isfinite = map(_quiet, (np.isnan, np.isinf, np.isfinite))
-where = _quiet(np.where)
+
+
+@np.errstate(all="ignore")
+def clip(x: Any, low: Any, high: Any) -> Array:
+    return np.asarray(np.clip(x, low, high))
+
+
+@np.errstate(all="ignore")
+def where(condition: Any, x: Any, y: Any) -> Array:
+    return np.asarray(np.where(condition, x, y))
 
 
 def pow(x: Any, y: Any) -> Array:

@@ -16,6 +16,7 @@ from numba import prange
 
 from minigrad.kernels.cpu import _math, _scratch, _tile
 from minigrad.kernels.cpu._jit import helper, jit, num_threads
+from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
 
 Extents = tuple[int, ...]
@@ -203,12 +204,9 @@ def _vector(x: Array) -> Array:
     return x.reshape(-1) if x.flags.writeable else x.flatten()
 
 
-@np.errstate(all="ignore")
 def _by_numpy(x: Array, y: Array, bias: Array | None) -> Array:
-    out = np.multiply(x, y, order="C") if x.shape[-1] == 1 else np.matmul(x, y)
-    if bias is not None:
-        out += bias
-    return np.asarray(out)
+    out = quiet.run(np.multiply, x, y, order="C") if x.shape[-1] == 1 else quiet.run(np.matmul, x, y)
+    return np.asarray(out if bias is None else quiet.run(np.add, out, bias, out))
 
 
 def _product(x: Array, y: Array, bias: Array | None = None) -> Array:

@@ -215,8 +215,7 @@ def pow(x: Any, y: Any) -> Array:
     return (_whole_power if (x if isinstance(x, Array) else y).dtype.kind == "i" else _power)(x, y)
 
 
-def clip(*operands: Any) -> Array:
-    x, low, high = operands
+def clip(x: Any, low: Any, high: Any) -> Array:
     if low is not None:
         x = maximum(x, low)
     return x if high is None else minimum(x, high)
@@ -232,8 +231,7 @@ def _where(size: Any, out: Any, condition: Any, x: Any, y: Any, layout: Any, arr
             out[i] = number if arrays == np.uint32(_LEFT) else y[b]
 
 
-def where(*operands: Any) -> Array:
-    condition, x, y = operands
+def where(condition: Any, x: Any, y: Any) -> Array:
     arrays: int = _BOTH
     number: Any = 0
     if not isinstance(x, Array):
