@@ -1,7 +1,7 @@
 """NumPy without its warnings: NaN and infinity are values here, not occasions for one.
 
-What `np.errstate` sets lies in a context of `contextvars`. To set it anew for every call takes 0.75 µs, more than twice
-what NumPy needs to add small arrays; to enter a context in which it is set once and for all, 0.06 µs.
+What `np.errstate` sets lies in a context of `contextvars`. To set it anew for every call takes 0.6 µs, more than NumPy
+needs to add small arrays; to enter a context in which it is set once and for all, less than 0.1 µs.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ _PARALLEL_FROM = 1 << 15  # elements
 
 
 def _quiet(ufunc: Any) -> Callable[..., Array]:
+    """The kernel that is a ufunc of NumPy."""
+
     def kernel(*operands: Any) -> Array:
         return np.asarray(quiet.run(ufunc, *operands))
 

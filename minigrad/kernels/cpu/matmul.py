@@ -93,10 +93,10 @@ def _multiply(
 ) -> None:  # fmt: skip
     """out[b, i, j] = Σ_k x[b, i, k] y[b, k, j] + bias[j]; the matrices of x, and of y, may lie transposed.
 
-    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x that many panels will read, the rows
-    that a tile reads are laid side by side first. Each thread has panels of y, as wide as a tile, and works on some
-    tiles one below the other, a block: in `out` if they are whole ones, else beside it. Rows and columns that only fill
-    up a tile hold anything, and are not copied out.
+    Batch b multiplies matrices x_of[b] and y_of[b]. Of a transposed x that many panels will read, the rows that a tile
+    reads are laid side by side first. Each thread has panels of y, as wide as a tile, and works on some tiles one below
+    the other, a block: in `out` if they are whole ones, else beside it. Rows and columns that only fill up a tile hold
+    anything, and are not copied out.
     """
     _, m, n = out.shape
     depth = x.shape[1] if x_turned else x.shape[2]
