@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, strategies as st
 
 import minigrad as mg
+import minigrad.kernels.cpu.index as kernel
 from minigrad.device import kernels
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -278,3 +279,20 @@ def test_pad_is_torchs(shape: tuple[int, ...], data: st.DataObject) -> None:
     found = mg.pad(mg.tensor(x), widths, 9.0)
     expected = torch.nn.functional.pad(torch.tensor(x), widths, value=9.0)
     np.testing.assert_array_equal(found.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((9, 700), 0), ((3, 9, 512), 1), ((2, 3, 700), 2), ((9, 4, 128), 0), ((9, 127), 0)]
+)
+def test_large_selections(dtype: str, shape: tuple[int, ...], dim: int) -> None:
+    """On both sides of where the threads share the lines; of transposed memory, and of such as may not be written."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-99, 99, shape).astype(dtype)
+    index = rng.integers(0, shape[dim], kernel._SHARED * shape[dim] // x.size + 1)
+    locked = x.copy()
+    locked.flags.writeable = False
+    for laid in (x, np.asfortranarray(x), np.repeat(x, 2, -1)[..., ::2], locked):
+        made = kernel.index_select(laid, dim, np.repeat(index, 2)[::2])
+        assert made.dtype == x.dtype and made.flags.c_contiguous and made.size >= kernel._SHARED
+        np.testing.assert_array_equal(made, np.take(x, index, axis=dim))
