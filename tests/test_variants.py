@@ -84,11 +84,13 @@ def products(dtype: str) -> None:
     x, w, b = mg.randn(150, 67, dtype=dtype), mg.randn(91, 67, dtype=dtype), mg.randn(91, dtype=dtype)
     twice(mg.linear, x, w, b)
     twice(mg.matmul, mg.randn(2, 90, 70, dtype=dtype), mg.randn(70, 80, dtype=dtype).expand(2, 70, 80))
+    mg.matmul(mg.randn(70, 90, dtype=dtype).T, mg.randn(70, 530, dtype=dtype))  # laid out first
 
 
 def gathers(dtype: str) -> None:
     index = mg.tensor(np.random.default_rng(0).integers(0, 31, (59, 43, 17)))
     twice(lambda x: mg.gather(x, 1, index), mg.randn(60, 31, 17, dtype=dtype))
+    twice(lambda x: mg.embedding(index[:23, 0], x), mg.randn(31, 701, dtype=dtype))
 
 
 def optimizers(dtype: str) -> None:
