@@ -296,3 +296,20 @@ def test_large_selections(dtype: str, shape: tuple[int, ...], dim: int) -> None:
         made = kernel.index_select(laid, dim, np.repeat(index, 2)[::2])
         assert made.dtype == x.dtype and made.flags.c_contiguous and made.size >= kernel._SHARED
         np.testing.assert_array_equal(made, np.take(x, index, axis=dim))
+
+
+def test_large_selections_look_at_their_bounds_first() -> None:
+    """The kernel does not: also in a captured step, whose indices change."""
+    weight = mg.randn(40, 700)
+    rows = np.random.default_rng(0).integers(0, 40, 400)
+
+    @mg.capture
+    def step(index: mg.Tensor) -> mg.Tensor:
+        return mg.embedding(index, weight)
+
+    for _ in range(3):
+        step(mg.tensor(rows))
+    rows[7] = 40
+    for select in (step, lambda index: mg.embedding(index, weight)):
+        with pytest.raises(IndexError, match=r"embedding: expected indices in \[0, 39\]; got 40"):
+            select(mg.tensor(rows))
