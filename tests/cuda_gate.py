@@ -3,9 +3,10 @@
     python tests/cuda_gate.py [PART OF A NAME]     a row per kernel, dtypes and architecture; exit code 1 if one is bad
     python tests/cuda_gate.py --write              all of them, and the table of them anew: tests/cuda_registers.tsv
 
-To PTX by numba-cuda, and where `ptxas` is installed through the assembler, which knows registers and spills. A row is
-bad, too, if it is not in the table, or needs more than the table says, or if its name promises quads and its PTX has
-none. In a process of its own: compiling is told of a device that is not there.
+To PTX by numba-cuda, and where `ptxas` is installed through the assembler, which knows registers and spills. The PTX is
+the same for all architectures but for the one that it names: it is made once, and --write, which makes it for each,
+sees to it that this is so. A row is bad, too, if it is not in the table, or needs more than the table says, or if its
+name promises quads and its PTX has none. In a process of its own: compiling is told of a device that is not there.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def declared() -> dict[str, Any]:
     return KERNELS
 
 
-def compiled(kernel: Any, dtypes: str, signature: Any) -> list[Row]:
-    """A row per architecture. Numba's part of the work is the same for all, and most of it: it is done once."""
+def compiled(kernel: Any, dtypes: str, signature: Any, each: bool) -> list[Row]:
+    """A row per architecture; `each`: is its PTX what it is said to be, that of the first but for a name?"""
     from numba.cuda import compiler, dispatcher
 
     class Device:
@@ -66,7 +67,10 @@ def compiled(kernel: Any, dtypes: str, signature: Any) -> list[Row]:
         library, _ = compiler._compile_pyfunc_with_fixup(
             kernel.fn, signature, cc=ARCHITECTURES[0], device=False, abi="numba", launch_bounds=kernel.threads
         )
-        made = [library.get_asm_str(cc) for cc in ARCHITECTURES]
+        ptx = library.get_asm_str(ARCHITECTURES[0])
+        made = [ptx.replace(f".target {rows[0].sm}", f".target {row.sm}") for row in rows]
+        if each and made != [library.get_asm_str(cc) for cc in ARCHITECTURES]:
+            raise ValueError("the PTX of the architectures differs in more than their names: make it for each")
     except Exception as error:  # whatever the compiler raises is a complaint about this kernel, not about the gate
         return [row._replace(complaint=f"does not compile: {' '.join(str(error).split())[-400:]}") for row in rows]
     wide = "float64" in str(signature) or kernel.name in FOLDING
@@ -118,9 +122,9 @@ def assembled(row: Row, ptx: str) -> Row:
     return row
 
 
-def rows_of(name: str) -> list[Row]:
+def rows_of(name: str, each: bool) -> list[Row]:
     kernel = declared()[name]
-    return [row for signature in kernel.signatures() for row in compiled(kernel, *signature)]
+    return [row for signature in kernel.signatures() for row in compiled(kernel, *signature, each)]
 
 
 def recorded() -> dict[tuple[str, ...], Row]:
@@ -156,7 +160,7 @@ def main() -> int:
         sys.exit("--write is for all kernels, and needs ptxas")
     names = [name for name in declared() if all(part in name for part in parts)]
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        rows = [row for made in pool.map(rows_of, names) for row in made]
+        rows = [row for made in pool.map(rows_of, names, [writing] * len(names)) for row in made]
     if writing:
         lines = ["\t".join(row[:-1]) for row in sorted(rows)]
         TABLE.write_text("\n".join(["\t".join(Row._fields[:-1]), *lines, ""]))

@@ -8,6 +8,7 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -21,6 +22,7 @@ import greenlet
 import numpy as np
 from numba import cuda
 from numba.cuda.simulator import kernel as simulated
+from numba.cuda.simulator.cudadrv.devicearray import FakeWithinKernelCUDAArray
 from numba.cuda.simulator.kernelapi import Dim3, FakeCUDALocal, FakeCUDAModule, FakeCUDAShared
 from numba.np.numpy_support import as_dtype
 
@@ -97,6 +99,7 @@ def _run(self: Any, block: Any, *args: Any) -> None:
     if not hasattr(self._f, "meets"):
         self._f.meets = _meets(self._f, set())
     points = [Dim3(*reversed(p)) for p in itertools.product(*(range(n) for n in reversed(self._block_dim)))]
+    args = tuple(x._item._ary if isinstance(x, FakeWithinKernelCUDAArray) else x for x in args)  # faster to index
     here: Any = threading.current_thread()
     here.blockIdx, here._manager = Dim3(*block), self
     if self._f.meets:
@@ -209,6 +212,11 @@ def _shared(self: Any, shape: Any, dtype: Any, alignment: Any = None) -> Any:
 
 
 def _unset(shape: Any, dtype: Any) -> Any:
+    return _nothing(shape, dtype).copy()
+
+
+@functools.cache
+def _nothing(shape: Any, dtype: Any) -> Any:
     kind = dtype if isinstance(dtype, np.dtype | type) else as_dtype(dtype)
     return np.full(shape, np.nan if np.dtype(kind).kind == "f" else 77, kind)  # whoever reads before writing will see
 

@@ -128,7 +128,8 @@ def test_kernels_of_batch_norm_give_the_same_bits_serial_and_parallel(device):
     if device != "cpu":
         pytest.skip("two variants of one kernel are the CPU's")
     x, g = (np.random.default_rng(i).standard_normal((5, 300)).astype(np.float32) for i in range(2))  # 3 channels
-    mean, var, along, out, slope = (np.empty((2, *shape)) for shape in ((3,), (3,), (3,), x.shape, x.shape))
+    mean, var, along = (np.empty((2, 3)) for _ in range(3))
+    out, slope = (np.empty((2, *x.shape), x.dtype) for _ in range(2))
     weight, bias = np.arange(1.0, 4), np.arange(3.0)
     for i, variant in enumerate(("serial", "parallel")):
         getattr(kernels._normalize, variant)(x, 100, weight, bias, 1e-5, mean[i], var[i], out[i])
