@@ -99,7 +99,8 @@ def kept(folder):
         ("run = 'both'", "run in FILE: expected training or study; got 'both'"),
         ("model = ['mlp']", "model in FILE: expected mlp or conv; got ['mlp']"),
         ("data = 1", "data in FILE: expected the path of an .npz; got 1"),
-        ("data = 'none.npz'", "cannot read the data"),
+        ("data = 'none.npz'", "none.npz': No such file"),
+        (r'data = "a\u0000b.npz"', "b.npz': embedded null byte"),
         ("seeds = [0", "expected TOML in FILE"),
     ],
 )

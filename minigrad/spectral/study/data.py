@@ -46,14 +46,14 @@ def read(path: str) -> tuple[Any, Any]:
                 raise ValueError
             if missing := [key for key in ("x", "y") if key not in archive]:
                 raise UsageError(
-                    f"study --data: expected arrays 'x' and 'y' in {path}; {missing[0]!r} is missing, there is "
+                    f"data: expected arrays 'x' and 'y' in {path}; {missing[0]!r} is missing, there is "
                     f"{', '.join(map(repr, archive.files)) or 'nothing'}. Save it with np.savez(path, x=…, y=…)."
                 )
             return archive["x"], archive["y"]
     except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "it holds something else"  # NumPy's texts speak of pickles
         raise UsageError(
-            f"study --data: expected an .npz of plain arrays; cannot read {path}: {reason}. "
+            f"data: expected an .npz of plain arrays; cannot read {path}: {reason}. "
             f"Save it with np.savez(path, x=…, y=…)."
         ) from None
 
@@ -63,7 +63,7 @@ def split(name: str, x: Any, y: Any, seed: int) -> Dataset:
     _check(name, x, y)
     labels, y = np.unique(y, return_inverse=True)
     if len(labels) < 2:
-        raise UsageError(f"study: expected at least two classes in y of {name}; got {len(labels)}")
+        raise UsageError(f"data: expected at least two classes in y of {name}; got {len(labels)}")
     order = np.random.default_rng(seed).permutation(len(x))
     cut = len(x) - len(x) // 4
     value, x, y = x.flat[0], x[order].astype(np.float64), y[order].astype(np.int64)
@@ -71,28 +71,28 @@ def split(name: str, x: Any, y: Any, seed: int) -> Dataset:
         x = np.ldexp(x, -np.frexp(np.abs(x[:cut]).max())[1])  # a power of two, exactly: no square overflows or vanishes
         mean, scale = x[:cut].mean(0), x[:cut].std()
         if scale == 0:
-            raise UsageError(f"study: expected examples that differ; every entry of x in {name} is {value:g}")
+            raise UsageError(f"data: expected examples that differ; every entry of x in {name} is {value:g}")
         x = ((x - mean) / scale).astype(np.float32)
     if not np.isfinite(x).all():
-        raise UsageError(f"study: an entry of x in {name} lies farther from the others than float32 can tell")
+        raise UsageError(f"data: an entry of x in {name} lies farther from the others than float32 can tell")
     return Dataset(name, len(labels), x[:cut], y[:cut], x[cut:], y[cut:])
 
 
 def _check(name: str, x: Any, y: Any) -> None:
     if x.ndim < 2 or y.shape != x.shape[:1]:
         raise UsageError(
-            f"study: expected x of shape (examples, …) and y of shape (examples,) in {name}; "
+            f"data: expected x of shape (examples, …) and y of shape (examples,) in {name}; "
             f"got {x.shape} and {y.shape}"
         )
     if len(x) < SMALLEST or x.size == 0:
-        raise UsageError(f"study: expected at least {SMALLEST} examples in {name}; got x of shape {x.shape}")
+        raise UsageError(f"data: expected at least {SMALLEST} examples in {name}; got x of shape {x.shape}")
     if x.dtype.kind not in "fiub":
-        raise UsageError(f"study: expected numbers in x of {name}; got dtype {x.dtype}")
+        raise UsageError(f"data: expected numbers in x of {name}; got dtype {x.dtype}")
     if y.dtype.kind not in "iub" and not (y.dtype.kind == "f" and np.array_equal(y, np.rint(y))):
-        raise UsageError(f"study: expected whole numbers (class labels) in y of {name}; got dtype {y.dtype}")
+        raise UsageError(f"data: expected whole numbers (class labels) in y of {name}; got dtype {y.dtype}")
     if bad := int(np.size(x) - np.isfinite(x).sum()):
         first = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
         raise UsageError(
-            f"study: expected finite numbers in x of {name}; got {bad} that are NaN or infinite, the first at {first}. "
+            f"data: expected finite numbers in x of {name}; got {bad} that are NaN or infinite, the first at {first}. "
             f"Drop those examples or fill them in."
         )

@@ -140,5 +140,5 @@ def _named(data: str | None) -> str:
         return "scikit-learn digits"
     try:
         return f"{Path(data).name} {hashlib.sha256(Path(data).read_bytes()).hexdigest()[:12]}"
-    except OSError as error:
-        raise UsageError(f"sweep: cannot read the data {data}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # the second for a NUL in the name
+        raise UsageError(f"sweep: cannot read the data {data!r}: {getattr(error, 'strerror', error)}") from None
