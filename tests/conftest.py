@@ -33,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if numba.config.ENABLE_CUDASIM:
         importlib.import_module("cuda_simulator").install()
+    if os.environ.get("MINIGRAD_EMULATE"):
+        importlib.import_module("cuda_emulator").install()
     if config.getoption("--device") == "cuda" and not mg.cuda.is_available():
         raise pytest.UsageError("--device cuda: no CUDA device can be used here. Run without it, or with --device cpu.")
 

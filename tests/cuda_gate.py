@@ -11,6 +11,7 @@ name promises quads and its PTX has none. In a process of its own: compiling is 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import pkgutil
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,26 +56,44 @@ def declared() -> dict[str, Any]:
     return KERNELS
 
 
-def compiled(kernel: Any, dtypes: str, signature: Any, each: bool) -> list[Row]:
-    """A row per architecture; `each`: is its PTX what it is said to be, that of the first but for a name?"""
+def library_of(kernel: Any, types: Any) -> Any:
+    """A variant of a kernel, compiled as far as no architecture is asked for."""
     from numba.cuda import compiler, dispatcher
 
     class Device:
         compute_capability = ARCHITECTURES[0]
 
     dispatcher.get_current_device = Device
+    options = {"cc": ARCHITECTURES[0], "device": False, "abi": "numba", "launch_bounds": kernel.threads}
+    return compiler._compile_pyfunc_with_fixup(kernel.fn, types, **options)[0]
+
+
+def ptx_of(kernel: Any, types: Any) -> str:
+    """Its PTX, which is kept on disk under all that it depends on."""
+    from minigrad.kernels import cuda as package
+    from minigrad.kernels.disk_cache import _sources, cache_directory
+
+    told = kernel.name, types, version("numba-cuda"), _sources(Path(package.__file__).parent)
+    kept = cache_directory() / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:32]}.ptx"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        mine = kept.with_suffix(f".{os.getpid()}")
+        mine.write_text(library_of(kernel, types).get_asm_str(ARCHITECTURES[0]))
+        mine.replace(kept)
+    return kept.read_text()
+
+
+def compiled(kernel: Any, dtypes: str, types: Any, each: bool) -> list[Row]:
+    """A row per architecture; `each`: is its PTX what it is said to be, that of the first but for a name?"""
     rows = [Row(kernel.name, dtypes, f"sm_{major}{minor}") for major, minor in ARCHITECTURES]
     try:
-        library, _ = compiler._compile_pyfunc_with_fixup(
-            kernel.fn, signature, cc=ARCHITECTURES[0], device=False, abi="numba", launch_bounds=kernel.threads
-        )
-        ptx = library.get_asm_str(ARCHITECTURES[0])
+        ptx = ptx_of(kernel, types)
         made = [ptx.replace(f".target {rows[0].sm}", f".target {row.sm}") for row in rows]
-        if each and made != [library.get_asm_str(cc) for cc in ARCHITECTURES]:
+        if each and made != [library_of(kernel, types).get_asm_str(cc) for cc in ARCHITECTURES]:
             raise ValueError("the PTX of the architectures differs in more than their names: make it for each")
     except Exception as error:  # whatever the compiler raises is a complaint about this kernel, not about the gate
         return [row._replace(complaint=f"does not compile: {' '.join(str(error).split())[-400:]}") for row in rows]
-    wide = "float64" in str(signature) or kernel.name in FOLDING
+    wide = "float64" in str(types) or kernel.name in FOLDING
     return [looked_at(row, ptx, wide) for row, ptx in zip(rows, made, strict=True)]
 
 

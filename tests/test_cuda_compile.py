@@ -1,4 +1,7 @@
-"""The compile gate over all CUDA kernels, in a process of its own; and that nothing gets past it."""
+"""The compile gate over all CUDA kernels, in a process of its own; that nothing gets past it; and what its PTX does.
+
+The tests of any file run with that PTX in the place of a GPU: MINIGRAD_EMULATE=1 python -m pytest --device cuda tests/…
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cuda_process import compiled
+from cuda_process import compiled, emulated
 
 GATE = Path(__file__).with_name("cuda_gate.py")
 
@@ -24,6 +27,12 @@ def test_every_kernel_compiles_without_spills_or_stray_float64() -> None:
     assert set(Counter(row[2] for row in rows)) == {"sm_80", "sm_90"}
     assert len({tuple(row[:3]) for row in rows}) == len(rows)
     print(made.stderr or f"{len(rows)} variants, most registers: {max(int(row[3]) for row in rows)}")
+
+
+def test_what_kernels_are_compiled_to_computes_what_it_should(device: str) -> None:
+    """Against NumPy, with the tiles, blocks and addresses of a GPU; the gate has left the PTX on disk."""
+    names = ["test_ops.py", "test_cuda_spectral.py", "test_cuda_quads.py"]
+    assert emulated([*names, "-k", "not test_ops or values and float32"], device) > 400
 
 
 def test_without_an_assembler_the_ptx_is_looked_at_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
