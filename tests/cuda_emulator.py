@@ -30,12 +30,21 @@ class _Device:
     name = b"emulated"
 
 
-class _Allocation:
-    """What `cuda.device_array` returns."""
+class _Bytes:
+    """An array of Numba's, as far as it is looked at."""
 
-    def __init__(self, size: int, dtype: Any):
-        self.size = size
-        self.device_ctypes_pointer = ctypes.c_uint64(_MEMORY.allocate(size * np.dtype(dtype).itemsize))
+    def __init__(self, address: int, size: int, owner: Any = None):
+        self.device_ctypes_pointer = ctypes.c_uint64(address)
+        self.size, self.owner = size, owner
+
+
+def _allocated(size: int, dtype: Any) -> _Bytes:
+    assert dtype is np.uint8
+    return _Bytes(_MEMORY.allocate(size), size)
+
+
+def _taken(said: Any, owner: Any, sync: bool) -> _Bytes:
+    return _Bytes(said["data"][0], said["shape"][0], owner)
 
 
 class _Driver:
@@ -84,9 +93,11 @@ def install() -> None:
     device = _Device()
     package.problem = lambda: None
     devices.get_current_device = lambda: device
-    cuda.device_array = _Allocation
+    cuda.device_array, cuda.from_cuda_array_interface = _allocated, _taken
     cuda.current_context = lambda *_: types.SimpleNamespace(device=device)
     cuda.synchronize = lambda: None
+    cuda.stream = cuda.external_stream = lambda *_: types.SimpleNamespace(handle=77)
+    cuda.event = lambda **_: types.SimpleNamespace(record=lambda stream: None, wait=lambda stream: None)
     _stream.driver, _stream.handle = _Driver(), lambda: 77
     _stream.Variant.prepare = _prepare
     graph._built = _built
