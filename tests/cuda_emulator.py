@@ -62,10 +62,12 @@ class _Driver:
         return (0,)
 
     def cuMemcpyHtoDAsync(self, address: int, host: int, size: int, stream: int) -> tuple[int]:
+        _MEMORY.holds(address, size)
         ctypes.memmove(address, host, size)
         return (0,)
 
     def cuMemcpyDtoHAsync(self, host: int, address: int, size: int, stream: int) -> tuple[int]:
+        _MEMORY.holds(address, size)
         ctypes.memmove(host, address, size)
         return (0,)
 

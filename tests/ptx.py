@@ -58,10 +58,17 @@ class Memory:
     def at(self, address: Array, width: int, count: int, lanes: Lanes, writes: bool) -> tuple[Array, Array]:
         """All memory as numbers of a width, and the places of the first of so many there."""
         place = _aligned(address, width * count) - self.start
-        grain = place // self.GRAIN
+        self._look(place // self.GRAIN)
+        return self.bytes.view(f"u{width}"), place // width
+
+    def holds(self, address: int, size: int) -> None:
+        """Fault unless so many bytes are allocated there."""
+        first, last = address - self.start, address + size - 1 - self.start
+        self._look(np.arange(first // self.GRAIN, last // self.GRAIN + 1))
+
+    def _look(self, grain: Array) -> None:
         if not ((grain >= 0) & (grain < self._taken.size)).all() or not self._taken[grain].all():
             raise Fault("global memory that is not allocated")
-        return self.bytes.view(f"u{width}"), place // width
 
 
 class _Own:

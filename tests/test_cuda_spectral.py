@@ -74,6 +74,15 @@ def test_every_layout_and_order(shape: Any, dim: int, order: str, dtype: Any, to
 
 @on_cuda
 @pytest.mark.parametrize("order", ["uv", "vu"])
+@pytest.mark.parametrize(("shape", "dim"), [((512, 4608), 0), ((128, 512, 4, 4), 1)])
+def test_weights_of_networks(shape: Any, dim: int, order: str, most_elements: int) -> None:
+    if np.prod(shape) > most_elements:
+        pytest.skip("minutes on the simulator; test_cuda_compile.py takes it to PTX")
+    test_every_layout_and_order(shape, dim, order, np.float32, 1e-6)
+
+
+@on_cuda
+@pytest.mark.parametrize("order", ["uv", "vu"])
 @pytest.mark.parametrize(("dtype", "scale"), [
     (np.float32, 1e-30), (np.float32, 1e30), (np.float64, 1e-200), (np.float64, 1e200),
 ])  # fmt: skip

@@ -237,6 +237,16 @@ def test_faults_are_found(name: str) -> None:
         run(code, "u4", np.zeros(64, "u4"), threads=64, declared=REGISTERS, functions=SHARED)
 
 
+def test_copies_stay_in_what_is_allocated() -> None:
+    memory = Memory(1 << 16)
+    address = memory.allocate(1000)
+    memory.holds(address, 1000)
+    memory.holds(address, 0)
+    for first, size in ((address, 1025), (address - 1, 1), (address + 4096, 1), (memory.start + (1 << 16), 1)):
+        with pytest.raises(Fault, match="not allocated"):
+            memory.holds(first, size)
+
+
 def test_memory_that_nobody_has_written_is_nan() -> None:
     code = "mov.u64 %base, table; ld.shared.f32 %o, [%base+8];"
     assert np.isnan(run(code, "f4", threads=2, declared=REGISTERS, functions=SHARED)).all()
