@@ -73,7 +73,8 @@ def ptx_of(kernel: Any, types: Any) -> str:
     from minigrad.kernels import cuda as package
     from minigrad.kernels.disk_cache import _sources, cache_directory
 
-    told = kernel.name, types, version("numba-cuda"), _sources(Path(package.__file__).parent)
+    versions = version("numba-cuda"), version("nvidia-nvvm")
+    told = kernel.name, types, versions, _sources(Path(package.__file__).parent)
     kept = cache_directory() / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:32]}.ptx"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -496,7 +496,10 @@ class Program:
                 names["s"] = s = slice(None) if mask.all() else np.flatnonzero(mask)
                 at[s] = block + 1
                 exec(function.blocks[block], names)
-            elif waiting.any():  # all that have not ended have come to the barrier
+            elif waiting.any():
+                of_blocks = at.reshape(-1, int(thread.max()) + 1)
+                if (of_blocks != of_blocks[:, :1]).any():
+                    raise Fault("a barrier that not all threads of a block come to")
                 waiting[:] = False
                 where["shared_memory"].barrier()
             else:

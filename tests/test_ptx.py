@@ -212,6 +212,7 @@ def test_shared_memory() -> None:
 
 
 AGAIN = BACKWARDS.format("bar.sync 0;") + "st.shared.u32 [%place], %o;"
+HALF = "setp.lt.u32 %p, %tid, 32; @%p bra $over; bar.sync 0; $over: mov.u32 %o, %tid;"
 ONLY_EVEN = "and.b32 %n, %tid, 1; setp.eq.s32 %p, %n, 1; @%p bra $over; shfl.sync.bfly.b32 %o|%p, %n, 1, 31, -1; $over:"
 FAULTS = {
     "no barrier between a write and a read": (BACKWARDS.format(""), "without a barrier in between"),
@@ -220,6 +221,7 @@ FAULTS = {
         f"{BACKWARDS.format('bar.sync 0;')} mad.wide.u32 %place, %tid, 4, %base; st.shared.u32 [%place], %o;",
         "without a barrier in between",
     ),
+    "some threads pass a barrier by": (HALF, "a barrier that not all threads of a block come to"),
     "beyond shared memory": (BACKWARDS.format("bar.sync 0;").replace("63", "64"), "beyond shared"),
     "global memory that is nobody's": ("add.s64 %at0, %at0, 4096; ld.global.u32 %o, [%at0];", "not allocated"),
     "just behind some": ("ld.global.u32 %o, [%at0+512];", "not allocated"),
