@@ -31,7 +31,9 @@ class Context:
 
 
 def machine_code(library: Any, cc: Any = None) -> bytes:
-    code: bytes = library._cubin_cache.setdefault(Device.compute_capability, library.get_asm_str(cc).encode())
+    """Its PTX, of lines in one order: helpers are linked in another in every process."""
+    lines = sorted(library.get_asm_str(cc).splitlines())
+    code: bytes = library._cubin_cache.setdefault(Device.compute_capability, "\n".join(lines).encode())
     return code
 
 

@@ -43,7 +43,8 @@ class Memory:
         self.bytes = room[-room.ctypes.data % self.GRAIN :][:size]
         self.start = self.bytes.ctypes.data
         self._taken = np.zeros(size // self.GRAIN, bool)
-        self._next = 0
+        self._next = self._launch = 0
+        self._written, self._constant = (np.zeros(size // 4, np.uint32) for _ in range(2))  # in which launch, last
 
     def allocate(self, size: int) -> int:
         """The address of so many bytes, all of whose bits are set: NaN, where the dtype has it."""
@@ -59,7 +60,26 @@ class Memory:
         """All memory as numbers of a width, and the places of the first of so many there."""
         place = _aligned(address, width * count) - self.start
         self._look(place // self.GRAIN)
+        if writes:
+            self._keep_apart(place, width * count, self._written, self._constant)
         return self.bytes.view(f"u{width}"), place // width
+
+    def constant(self, address: Array, width: int, count: int, lanes: Lanes, writes: bool) -> tuple[Array, Array]:
+        """The same, of memory that the launch must not write to, before or after."""
+        view, place = self.at(address, width, count, lanes, False)
+        self._keep_apart(place * width, width * count, self._constant, self._written)
+        return view, place
+
+    def _keep_apart(self, place: Array, size: int, noted: Array, other: Array) -> None:
+        for word in range(0, size, 4):
+            at = (place + word) // 4
+            noted[at] = self._launch
+            if (other[at] == self._launch).any():
+                raise Fault("memory that is read as if nobody wrote to it, and written")
+
+    def launched(self) -> None:
+        """A kernel begins: what was written before is now constant."""
+        self._launch += 1
 
     def holds(self, address: int, size: int) -> None:
         """Fault unless so many bytes are allocated there."""
@@ -406,7 +426,8 @@ class Function:
         if parts[0] not in ("global", "shared", "local"):
             raise NotImplementedError(f"{self.name}: an access to {'.'.join(parts)}")
         address = f"{self._read(base, 'u64')} + np.uint64({offset % 2**64})"
-        return f"{parts[0]}_memory.at({address}, {width}, {count}, s"
+        how = "constant" if "nc" in parts else "at"
+        return f"{parts[0]}_memory.{how}({address}, {width}, {count}, s"
 
 
 def _operands(text: str) -> list[str]:
@@ -443,6 +464,7 @@ class Program:
 
     def launch(self, grid: tuple[int, ...], block: tuple[int, ...], given: list[Any]) -> None:
         """`given`: the parameters, each as an unsigned number of its size."""
+        self._memory.launched()
         threads, blocks = math.prod(block), math.prod(grid)
         parameters = {(name, 0): value for (*_, name), value in zip(self._entry.parameters, given, strict=True)}
         share = max(1, _AT_ONCE // threads)

@@ -228,6 +228,12 @@ FAULTS = {
     "an address before it": ("ld.global.u32 %o, [%at0+-600];", "not allocated"),
     "an odd address": ("ld.global.u32 %o, [%at0+2];", "4 bytes at an address that is not a multiple"),
     "four at once, misaligned": ("ld.global.v4.u32 {%n, %n, %n, %o}, [%at0+4];", "16 bytes at an address"),
+    "constant to one thread, written by another": (
+        "xor.b32 %n, %tid, 1; ld.global.nc.u32 %o, [%at0]; "
+        "mad.wide.u32 %place, %n, 4, %at0; st.global.u32 [%place], %n;",
+        "read as if nobody wrote to it",
+    ),
+    "constant, and written before": ("st.global.u32 [%at0], %tid; ld.global.nc.u32 %o, [%at0];", "as if nobody wrote"),
     "a lane that is not there": (ONLY_EVEN, "is asked for a number, and is not there"),
 }  # fmt: skip
 

@@ -28,6 +28,9 @@ _INSTALL = 'pip install "numba-cuda[cu13]==0.30.*"'
 #: Kernels run as Python on the CPU, by Numba's simulator (NUMBA_ENABLE_CUDASIM=1): for tests.
 SIMULATED = bool(numba.config.ENABLE_CUDASIM)
 
+# Numba's built-in target lacks what is used below. There, kernels are declared, and `problem` tells.
+_COMPILED = not SIMULATED and getattr(cuda, "implementation", "Built-in") != "Built-in"
+
 with contextlib.suppress(ImportError):  # absent from the built-in target, which gives no such warnings
     from numba.cuda.core import config
 
@@ -64,7 +67,7 @@ def type_of(dtype: Any, array: bool) -> Any:
     return types.Array(scalar, 1, "C") if array else scalar
 
 
-if SIMULATED:
+if not _COMPILED:
 
     def kept_on_disk(dispatcher: Any, name: str) -> Any:
         return dispatcher
@@ -87,16 +90,29 @@ else:
         return dispatcher
 
 
-# Addresses: what a kernel needs for arrays whose number is not part of its type, and to move neighbours at once -------
+# What Numba lacks in a kernel -----------------------------------------------------------------------------------------
+#
+# Loops: those over Numba's range count down beside the index, and begin with a division of 64 bits. `steps` compares
+# and adds; and as it says that nothing overflows, the compiler unrolls it. Loads of what is never written (`ldg`) may
+# be moved across stores, so that those of several turns of a loop are under way together. Addresses: for arrays whose
+# number is not part of a kernel's type, and to move neighbours at once.
 
 ALIGNED = 16  # bytes, the most that a thread moves at once, from or to a multiple of them
 QUAD = 4  # elements that are moved together: as many bytes of float32, twice as many of float64
 
-if SIMULATED:
+if not _COMPILED:
 
     def address_of(flat: Any) -> int:
         """Where a flat device array begins."""
         return int(flat._ary.ctypes.data)
+
+    def steps(first: Any, last: Any, step: Any) -> Any:
+        """In a kernel: range(first, last, step) of uint32, with last + step < 2³²."""
+        return map(np.uint32, range(first, last, step))
+
+    def ldg(x: Any, at: Any) -> Any:
+        """In a kernel: x[at], of an array that no thread writes to while the kernel runs."""
+        return x[at]
 
     def array_at(address: Any, size: Any, like: Any) -> Any:
         """In a kernel: the flat array of so many elements at an address, of the type of another."""
@@ -119,10 +135,62 @@ if SIMULATED:
         return found
 
 else:
-    from numba.cuda.extending import intrinsic
+    from numba.cuda import cgutils
+    from numba.cuda.core.imputils import RefType, iternext_impl
+    from numba.cuda.extending import core_models, intrinsic, lower_builtin, register_model
 
     def address_of(flat: Any) -> int:
         return int(flat.device_ctypes_pointer.value)
+
+    class _Walk(types.SimpleIteratorType):  # type: ignore[misc]
+        """The type of an iterator of `steps`, whose next number lies where all copies of it look."""
+
+    class _Steps(types.SimpleIterableType):  # type: ignore[misc]
+        """The type of what `steps` returns."""
+
+    _WALK = _Walk("walk", types.uint32)
+    _STEPS = _Steps("steps", _WALK)
+
+    @register_model(_Steps)
+    class _StepsModel(core_models.StructModel):  # type: ignore[misc]
+        def __init__(self, manager: Any, of: Any, here: Any = types.uint32):
+            super().__init__(manager, of, [("here", here), ("last", types.uint32), ("step", types.uint32)])
+
+    @register_model(_Walk)
+    class _WalkModel(_StepsModel):
+        def __init__(self, manager: Any, of: Any):
+            super().__init__(manager, of, types.EphemeralPointer(types.uint32))
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def steps(context: Any, first: Any, last: Any, step: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return cgutils.pack_struct(builder, arguments)
+
+        return _STEPS(types.uint32, types.uint32, types.uint32), generate
+
+    @lower_builtin("getiter", _Steps)  # type: ignore[untyped-decorator]
+    def _begun(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        here, last, step = cgutils.unpack_tuple(builder, arguments[0])
+        return cgutils.pack_struct(builder, [cgutils.alloca_once_value(builder, here), last, step])
+
+    @lower_builtin("iternext", _Walk)  # type: ignore[untyped-decorator]
+    @iternext_impl(RefType.UNTRACKED)  # type: ignore[untyped-decorator]
+    def _stepped(context: Any, builder: Any, signature: Any, arguments: Any, result: Any) -> None:
+        place, last, step = cgutils.unpack_tuple(builder, arguments[0])
+        here = builder.load(place)
+        result.set_valid(builder.icmp_unsigned("<", here, last))
+        result.yield_(here)
+        builder.store(builder.add(here, step, flags=["nuw"]), place)
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def ldg(context: Any, x: Any, at: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            data = context.make_array(x)(context, builder, value=arguments[0]).data
+            loaded = builder.load(builder.gep(data, [arguments[1]], inbounds=True))
+            loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+            return context.data_model_manager[x.dtype].from_data(builder, loaded)
+
+        return x.dtype(x, types.uint64), generate
 
     @intrinsic  # type: ignore[untyped-decorator]
     def array_at(context: Any, address: Any, size: Any, like: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda
+from minigrad.kernels.cuda._numba import ALIGNED, SIMULATED, cuda, ldg, steps
 from minigrad.kernels.cuda.array import Array, empty
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, Kernel, helper, kernel
 from minigrad.kernels.cuda.reduce import _power_of_two, _settled, _two_sum
@@ -26,6 +26,7 @@ _HOLDERS = 24 if SIMULATED else 1 << 16  # threads that hold rows, all blocks to
 _ROWS = 2 if SIMULATED else 4  # that a block takes at once in a product with columns
 _PIECE = 2 * BLOCK if SIMULATED else 8 * BLOCK  # columns of a block there
 _FEW = 3 if SIMULATED else 16  # rows of a part in a product with rows, at least
+_RUN = 2 if SIMULATED else 4  # rows whose products are added before rounding errors are looked at
 _MOST_PARTS = 4 if SIMULATED else 256  # of a sum over rows
 _POWER_OF_TWO = helper(_power_of_two)
 
@@ -87,8 +88,8 @@ def norm_of(units: Any, squares: Any, count: Any) -> tuple[Any, Any]:
     shared_squares = cuda.shared.array(_WARPS, units.dtype)
     thread = np.uint32(cuda.threadIdx.x)
     unit, square = _least(units[np.uint32(0)]), units.dtype.type(0)
-    for part in range(thread, count, np.uint32(BLOCK)):
-        unit, square = _join(unit, square, units[part], squares[part])
+    for part in steps(thread, count, np.uint32(BLOCK)):
+        unit, square = _join(unit, square, ldg(units, part), ldg(squares, part))
     unit, square = _joined_over_warp(unit, square)
     cuda.syncthreads()  # until all have read what an earlier call left
     if thread % np.uint32(_WARP) == np.uint32(0):
@@ -96,7 +97,7 @@ def norm_of(units: Any, squares: Any, count: Any) -> tuple[Any, Any]:
         shared_squares[np.uint32(thread // np.uint32(_WARP))] = square
     cuda.syncthreads()
     unit, square = shared_units[np.uint32(0)], shared_squares[np.uint32(0)]
-    for warp in range(np.uint32(1), np.uint32(_WARPS)):
+    for warp in range(1, _WARPS):
         unit, square = _join(unit, square, shared_units[warp], shared_squares[warp])
     return unit, square
 
@@ -120,47 +121,51 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
     z is in units of t, a power of two that grows as larger t come in.
     """
     name = f"{dtype}x{columns}x{rows}"
+    cells = 2 * rows * _MOST_WARPS  # for each row what each warp adds, and as much again
 
     @kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4", name=name, threads=_MOST_WARPS * _WARP, T=(dtype,))
     def hold(
         t: Any, parts: Any, units: Any, squares: Any, w: Any, x: Any, a: Any, m: Any, b: Any, count: Any
     ) -> None:  # fmt: skip
-        sums = cuda.shared.array((2, rows, _MOST_WARPS), w.dtype)
+        sums = cuda.shared.array(cells, w.dtype, alignment=ALIGNED)
         held = cuda.local.array((rows, columns), w.dtype)
         z = cuda.local.array(columns, w.dtype)
         ts = cuda.local.array(rows, w.dtype)
         zero = w.dtype.type(0)
         n = np.uint32(a * b)
         block, thread, threads = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x), np.uint32(cuda.blockDim.x)
-        warp, warps = np.uint32(thread // np.uint32(_WARP)), np.uint32(threads // np.uint32(_WARP))
+        warp = np.uint32(thread // np.uint32(_WARP))
         first = np.uint32(block * count)
         last = np.uint32(min(np.uint32(first + count), m))
-        unit, square = _least(x[np.uint32(0)]), zero
-        turn = 0
+        unit, square = _least(zero), zero
+        turn = np.uint32(0)
+        for cell in steps(thread, np.uint32(cells), threads):
+            sums[cell] = zero  # what warps that are not there would add
+        cuda.syncthreads()
         for k in range(columns):
             z[k] = zero
-        for i in range(first, last, np.uint32(rows)):
+        for i in steps(first, last, np.uint32(rows)):
             for r in range(rows):
                 ts[r] = zero
             for k in range(columns):  # columns and rows beyond the last are the last once more, and count nothing
                 j = np.uint32(thread + np.uint32(threads * np.uint32(k)))
                 column = np.uint32(min(j, np.uint32(n - np.uint32(1))))
                 start = _start(column, a, m, b)
-                factor = x[column] if j < n else zero
+                factor = ldg(x, column) if j < n else zero
                 for r in range(rows):
                     row = np.uint32(min(np.uint32(i + np.uint32(r)), np.uint32(last - np.uint32(1))))
-                    held[r, k] = w[np.uint32(start + np.uint32(row * b))]
+                    held[r, k] = ldg(w, np.uint32(start + np.uint32(row * b)))
                     ts[r] += held[r, k] * factor
             for r in range(rows):
                 total = _over_warp(ts[r])
                 if thread % np.uint32(_WARP) == np.uint32(0):
-                    sums[turn, r, warp] = total
+                    sums[np.uint32(np.uint32(turn + np.uint32(r * _MOST_WARPS)) + warp)] = total
             cuda.syncthreads()  # one is enough: the next sums go into the other half
             largest = zero
             for r in range(rows):
                 total = zero
-                for other in range(warps):
-                    total += sums[turn, r, other]
+                for other in range(_MOST_WARPS):
+                    total += sums[np.uint32(turn + np.uint32(r * _MOST_WARPS + other))]
                 row = np.uint32(i + np.uint32(r))
                 ts[r] = total if row < last else zero
                 if thread == np.uint32(0) and row < last:
@@ -168,7 +173,7 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
                 size = abs(ts[r])
                 if size > largest and size - size == zero:
                     largest = size
-            turn = 1 - turn
+            turn = np.uint32(np.uint32(cells // 2) - turn)
             if largest > unit:
                 ratio = unit / unit_of(largest)
                 unit = unit_of(largest)
@@ -221,11 +226,11 @@ def _times_columns(
     last = np.uint32(min(np.uint32(first + np.uint32(_PIECE)), np.uint32(a * b)))
     for r in range(_ROWS):
         ts[r] = w.dtype.type(0)
-    for j in range(np.uint32(first + thread), last, np.uint32(BLOCK)):
-        start, factor = _start(j, a, m, b), x[j] * inverse
+    for j in steps(np.uint32(first + thread), last, np.uint32(BLOCK)):
+        start, factor = _start(j, a, m, b), ldg(x, j) * inverse
         for r in range(_ROWS):
             row = np.uint32(min(np.uint32(i + np.uint32(r)), np.uint32(m - np.uint32(1))))
-            ts[r] += w[np.uint32(start + np.uint32(row * b))] * factor
+            ts[r] += ldg(w, np.uint32(start + np.uint32(row * b))) * factor
     for r in range(_ROWS):
         total = _over_warp(ts[r])
         if thread % np.uint32(_WARP) == np.uint32(0):
@@ -256,8 +261,14 @@ def _times_rows(
         first = np.uint32(part * rows)
         start = _start(j, a, m, b)
         total, rest = w.dtype.type(0), w.dtype.type(0)
-        for i in range(first, np.uint32(min(np.uint32(first + rows), m))):
-            value = w[np.uint32(start + np.uint32(i * b))] * (x[i] * inverse)
+        last = np.uint32(min(np.uint32(first + rows), m))
+        for i in steps(first, last, np.uint32(_RUN)):
+            value = w.dtype.type(0)
+            for r in range(_RUN):
+                row = np.uint32(i + np.uint32(r))
+                here = np.uint32(min(row, np.uint32(last - np.uint32(1))))
+                factor = ldg(x, here) * inverse if row < last else w.dtype.type(0)
+                value += ldg(w, np.uint32(start + np.uint32(here * b))) * factor
             total, rest = _two_sum(total, rest, value, w.dtype.type(0))
         parts[np.uint32(np.uint32(part * n) + j)] = _settled(total, rest)
 
@@ -277,13 +288,13 @@ def _gather(
     lane = np.uint32(thread - np.uint32(warp * np.uint32(_WARP)))
     j = np.uint32(np.uint32(block * np.uint32(_WARP)) + lane)
     zero, factor = parts.dtype.type(0), parts.dtype.type(1)
-    unit = norm_of(units, squares, count)[0] if own else factor
+    inverse = factor / norm_of(units, squares, count)[0] if own else factor
     total, rest = zero, zero
     if j < n:
-        for part in range(warp, count, np.uint32(_WARPS)):
+        for part in steps(warp, count, np.uint32(_WARPS)):
             if own:
-                factor = units[part] / unit
-            value = parts[np.uint32(np.uint32(np.uint32(part) * n) + j)] * factor
+                factor = ldg(units, part) * inverse  # powers of two
+            value = ldg(parts, np.uint32(np.uint32(part * n) + j)) * factor
             total, rest = _two_sum(total, rest, value, zero)
     totals[warp, lane], rests[warp, lane] = total, rest
     cuda.syncthreads()
@@ -322,10 +333,10 @@ def _finish(
     length = min(one, t_unit / size * t_norm / eps)  # of the first vector; less than 1 where the clamp bites
     other = min(one, length / eps)
     here, step = np.uint32(cuda.grid(1)), np.uint32(cuda.gridsize(1))
-    for i in range(here, t_size, step):
-        first[i] = t[i] / t_unit * (length / t_norm) if turns else old_first[i]
-    for i in range(here, z_size, step):
-        second[i] = z[i] / z_unit * (other / z_norm) if turns else old_second[i]
+    for i in steps(here, t_size, step):
+        first[i] = ldg(t, i) / t_unit * (length / t_norm) if turns else ldg(old_first, i)
+    for i in steps(here, z_size, step):
+        second[i] = ldg(z, i) / z_unit * (other / z_norm) if turns else ldg(old_second, i)
     if here == np.uint32(0):
         sigma[np.uint32(0)] = size * length * other if turns else size
 

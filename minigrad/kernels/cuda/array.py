@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda import memory
-from minigrad.kernels.cuda._numba import ALIGNED, cuda
+from minigrad.kernels.cuda._numba import ALIGNED, ldg
 from minigrad.kernels.cuda._stream import copy_in, copy_out, here
-from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, STORED, Kernel, helper, kernel
+from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, STORED, Kernel, helper, items, kernel
 from minigrad.kernels.recording import COPIES, READS
 
 Shape = tuple[int, ...]
 Host = np.ndarray[Any, Any]
+_REACH = (1 << 32) - (1 << 18)
 
 
 class Array:
@@ -62,11 +63,14 @@ class Array:
         return self.buffer.block.flat(self.dtype, self._lowest)
 
     def _in_reach(self) -> None:
-        """ValueError if the array is not for kernels, which count places from the lowest element on in uint32."""
-        if self.buffer.block.size // self.dtype.itemsize >> 32 and self.size:
+        """ValueError if the array is not for kernels, which count places from the lowest element on in uint32.
+
+        A step beyond its end must not overflow either; 2¹⁸ is the longest (`launch.items`).
+        """
+        if self.buffer.block.size // self.dtype.itemsize >= _REACH and self.size:
             reach = sum((n - 1) * abs(s) for n, s in zip(self.shape, self.strides, strict=True))
-            if reach >> 32:
-                raise ValueError(f"a CUDA kernel: expected elements fewer than 2**32 places apart; got {reach}")
+            if reach >= _REACH:
+                raise ValueError(f"a CUDA kernel: expected elements fewer than 2**32 - 2**18 places apart; got {reach}")
 
     @property
     def address(self) -> int:
@@ -194,22 +198,23 @@ def geometry_of(shape: Shape, *arrays: Array) -> Any:
 @helper
 def places(geometry: Any, i: Any) -> tuple[Any, Any, Any]:
     """Where element i lies in the three operands of a geometry."""
-    rank = geometry[np.uint32(0)]
+    rank = ldg(geometry, np.uint32(0))
     if rank == np.uint32(0):
         return np.uint32(i), np.uint32(i), np.uint32(i)
-    a, b, c = geometry[np.uint32(1)], geometry[np.uint32(2)], geometry[np.uint32(3)]
+    a, b, c = ldg(geometry, np.uint32(1)), ldg(geometry, np.uint32(2)), ldg(geometry, np.uint32(3))
     rest = np.uint32(i)
     at = np.uint32(4)
     while rank > np.uint32(1):
-        outer = np.uint32(rest // geometry[at])
-        inner = np.uint32(rest - np.uint32(outer * geometry[at]))
-        a = np.uint32(a + np.uint32(inner * geometry[np.uint32(at + np.uint32(1))]))
-        b = np.uint32(b + np.uint32(inner * geometry[np.uint32(at + np.uint32(2))]))
-        c = np.uint32(c + np.uint32(inner * geometry[np.uint32(at + np.uint32(3))]))
+        extent = ldg(geometry, at)
+        outer = np.uint32(rest // extent)
+        inner = np.uint32(rest - np.uint32(outer * extent))
+        a = np.uint32(a + np.uint32(inner * ldg(geometry, np.uint32(at + np.uint32(1)))))
+        b = np.uint32(b + np.uint32(inner * ldg(geometry, np.uint32(at + np.uint32(2)))))
+        c = np.uint32(c + np.uint32(inner * ldg(geometry, np.uint32(at + np.uint32(3)))))
         rest, at, rank = outer, np.uint32(at + np.uint32(4)), np.uint32(rank - np.uint32(1))
-    a = np.uint32(a + np.uint32(rest * geometry[np.uint32(at + np.uint32(1))]))
-    b = np.uint32(b + np.uint32(rest * geometry[np.uint32(at + np.uint32(2))]))
-    c = np.uint32(c + np.uint32(rest * geometry[np.uint32(at + np.uint32(3))]))
+    a = np.uint32(a + np.uint32(rest * ldg(geometry, np.uint32(at + np.uint32(1)))))
+    b = np.uint32(b + np.uint32(rest * ldg(geometry, np.uint32(at + np.uint32(2)))))
+    c = np.uint32(c + np.uint32(rest * ldg(geometry, np.uint32(at + np.uint32(3)))))
     return a, b, c
 
 
@@ -299,16 +304,16 @@ def eye(n: int, m: int, dtype: Any) -> Array:
 
 @kernel("u4 T[] u4[] T", T=STORED)
 def _fill(size: Any, out: Any, layout: Any, value: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         out[places(layout, i)[0]] = value
 
 
 def _conversion(source: str, targets: tuple[str, ...]) -> Kernel:
     @kernel("u4 T[] S[] u4[]", name=source, S=(source,), T=targets)
     def convert(size: Any, out: Any, x: Any, layout: Any) -> None:
-        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        for i in items(size):
             to, at, _ = places(layout, i)
-            out[to] = x[at]
+            out[to] = ldg(x, at)
 
     return convert
 
@@ -412,8 +417,8 @@ def shares_memory(x: Array, y: Array) -> bool:
 
 @kernel("u4 u4[] T[] u4[]", T=FLOATS)
 def _find_nan(size: Any, found: Any, x: Any, layout: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
-        value = x[places(layout, i)[0]]
+    for i in items(size):
+        value = ldg(x, places(layout, i)[0])
         if value != value:
             found[np.uint32(0)] = np.uint32(1)  # whoever comes last writes the same
 

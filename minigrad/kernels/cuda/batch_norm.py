@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
 from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
 from minigrad.kernels.cuda.elementwise import _wide
-from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, kernel
+from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, items, kernel
 from minigrad.kernels.cuda.reduce import _settled, _two_sum
 
 _PIECE = 2 * BLOCK if SIMULATED else 16 * BLOCK  # elements of a channel for a block, at least
@@ -37,10 +37,10 @@ def _moments(
     images, pixels = np.uint32(np.uint32(BLOCK) // length), np.uint32(np.uint32(BLOCK) % length)
     origin, zero = x[np.uint32(channel * length)], x.dtype.type(0)
     total, rest, along, along_rest = zero, zero, zero, zero
-    for _ in range(first, last, np.uint32(BLOCK)):
+    for _ in steps(first, last, np.uint32(BLOCK)):
         at = np.uint32(np.uint32(np.uint32(np.uint32(image * channels) + channel) * length) + pixel)
-        shifted = x[at] - origin
-        a = shifted if centred else g[at]
+        shifted = ldg(x, at) - origin
+        a = shifted if centred else ldg(g, at)
         product = a * shifted
         total, rest = _two_sum(total, rest, a, zero)
         along, along_rest = _two_sum(along, along_rest, product, cuda.fma(a, shifted, -product))
@@ -58,7 +58,7 @@ def _moments(
             cells[0, thread], cells[1, thread], cells[2, thread], cells[3, thread] = total, rest, along, along_rest
         half = np.uint32(half >> np.uint32(1))
     cuda.syncthreads()
-    for k in range(thread, np.uint32(4), np.uint32(BLOCK)):
+    for k in steps(thread, np.uint32(4), np.uint32(BLOCK)):
         sums[np.uint32(np.uint32(job * np.uint32(4)) + np.uint32(k))] = cells[k, 0]
 
 
@@ -66,7 +66,7 @@ def _moments(
 def _added(sums: Any, channel: Any, pieces: Any) -> tuple[Any, Any]:
     """The two sums over a whole channel."""
     total, along = np.float64(0), np.float64(0)
-    for piece in range(pieces):
+    for piece in steps(np.uint32(0), pieces, np.uint32(1)):
         a = np.uint32(np.uint32(np.uint32(channel * pieces) + np.uint32(piece)) * np.uint32(4))
         b, c, d = np.uint32(a + np.uint32(1)), np.uint32(a + np.uint32(2)), np.uint32(a + np.uint32(3))
         total += _settled(np.float64(sums[a]), np.float64(sums[b]))
@@ -88,7 +88,7 @@ def _statistics(
     channels: Any, mean: Any, var: Any, table: Any, sums: Any, x: Any, weight: Any, weighted: Any, bias: Any,
     biased: Any, eps: Any, length: Any, n: Any, pieces: Any,
 ) -> None:  # fmt: skip
-    for c in range(np.uint32(cuda.grid(1)), channels, np.uint32(cuda.gridsize(1))):
+    for c in items(channels):
         total, along = _added(sums, np.uint32(c), pieces)
         shift = total / np.float64(n)
         spread = along / np.float64(n) - shift * shift
@@ -107,7 +107,7 @@ def _projection(
     length: Any, n: Any, pieces: Any,
 ) -> None:  # fmt: skip
     """weight · rstd · (g − ⟨g⟩ − (x − mean) rstd² ⟨g (x − mean)⟩) for `_combine`."""
-    for c in range(np.uint32(cuda.grid(1)), channels, np.uint32(cuda.gridsize(1))):
+    for c in items(channels):
         total, along = _added(sums, np.uint32(c), pieces)
         along -= total * (mean[c] - np.float64(x[np.uint32(np.uint32(c) * length)]))
         rstd = np.float64(1) / math.sqrt(var[c] + eps)
@@ -121,7 +121,7 @@ def _along(
     channels: Any, out: Any, sums: Any, x: Any, mean: Any, var: Any, eps: Any, length: Any, pieces: Any
 ) -> None:
     """Σ g x̂."""
-    for c in range(np.uint32(cuda.grid(1)), channels, np.uint32(cuda.gridsize(1))):
+    for c in items(channels):
         total, along = _added(sums, np.uint32(c), pieces)
         along -= total * (mean[c] - np.float64(x[np.uint32(np.uint32(c) * length)]))
         out[c] = along / math.sqrt(var[c] + eps)
@@ -129,11 +129,11 @@ def _along(
 
 @kernel("u4 T[] T[] T[] T[] u4 u4", T=FLOATS)
 def _combine(size: Any, out: Any, g: Any, x: Any, table: Any, channels: Any, length: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         at = np.uint32(np.uint32(np.uint32(np.uint32(i) // length) % channels) * np.uint32(4))
-        of_g, of_x = table[at], table[np.uint32(at + np.uint32(1))]
-        mean, constant = table[np.uint32(at + np.uint32(2))], table[np.uint32(at + np.uint32(3))]
-        out[i] = of_g * g[i] + of_x * (x[i] - mean) + constant
+        of_g, of_x = ldg(table, at), ldg(table, np.uint32(at + np.uint32(1)))
+        mean, constant = ldg(table, np.uint32(at + np.uint32(2))), ldg(table, np.uint32(at + np.uint32(3)))
+        out[i] = of_g * ldg(g, i) + of_x * (ldg(x, i) - mean) + constant
 
 
 def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._numba import ldg
 from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry_of, places
-from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, helper, kernel
+from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, helper, items, kernel
 
 Dtypes = tuple[str, ...]
 _BOTH, _LEFT, _RIGHT = 0, 1, 2  # which operands are arrays: both, or one beside a number
@@ -27,8 +27,8 @@ def _unary(formula: Callable[..., Any], dtypes: Dtypes = FLOATS, *, to_bool: boo
 
     @kernel(f"u4 {'?' if to_bool else 'T'}[] T[] u4[]", formula=formula, T=dtypes)
     def one(size: Any, out: Any, x: Any, layout: Any) -> None:
-        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
-            out[i] = f(x[places(layout, i)[0]])
+        for i in items(size):
+            out[i] = f(ldg(x, places(layout, i)[0]))
 
     def launch(*operands: Any) -> Array:
         (x,) = operands
@@ -46,8 +46,8 @@ def _shaped(formula: Callable[..., Any]) -> Callable[..., Array]:
 
     @kernel("u4 T[] T[] u4[] T", formula=formula, T=FLOATS)
     def shaped(size: Any, out: Any, x: Any, layout: Any, parameter: Any) -> None:
-        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
-            out[i] = f(x[places(layout, i)[0]], parameter)
+        for i in items(size):
+            out[i] = f(ldg(x, places(layout, i)[0]), parameter)
 
     def launch(*operands: Any) -> Array:
         x, parameter = operands
@@ -65,9 +65,9 @@ def _shaped_vjp(formula: Callable[..., Any]) -> Callable[..., Array]:
 
     @kernel("u4 T[] T[] T[] u4[] T", formula=formula, T=FLOATS)
     def shaped(size: Any, out: Any, g: Any, x: Any, layout: Any, parameter: Any) -> None:
-        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        for i in items(size):
             a, b, _ = places(layout, i)
-            out[i] = f(g[a], x[b], parameter)
+            out[i] = f(ldg(g, a), ldg(x, b), parameter)
 
     def launch(*operands: Any) -> Array:
         g, x, parameter = _wide(operands[0]), _wide(operands[1]), operands[2]
@@ -84,13 +84,13 @@ def _binary(formula: Callable[..., Any], dtypes: Dtypes = FLOATS, *, to_bool: bo
 
     @kernel(f"u4 {'?' if to_bool else 'T'}[] T[] T[] u4[] u4 T", formula=formula, T=dtypes)
     def two(size: Any, out: Any, x: Any, y: Any, layout: Any, arrays: Any, number: Any) -> None:
-        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        for i in items(size):
             a, b, _ = places(layout, i)
             left, right = number, number
             if arrays != np.uint32(_RIGHT):
-                left = x[a]
+                left = ldg(x, a)
             if arrays != np.uint32(_LEFT):
-                right = y[b]
+                right = ldg(y, b)
             out[i] = f(left, right)
 
     def launch(x: Any, y: Any) -> Array:
@@ -223,12 +223,12 @@ def clip(x: Any, low: Any, high: Any) -> Array:
 
 @kernel("u4 T[] ?[] T[] T[] u4[] u4 T", T=COMPUTED)
 def _where(size: Any, out: Any, condition: Any, x: Any, y: Any, layout: Any, arrays: Any, number: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         c, a, b = places(layout, i)
-        if condition[c]:
-            out[i] = number if arrays == np.uint32(_RIGHT) else x[a]
+        if ldg(condition, c):
+            out[i] = number if arrays == np.uint32(_RIGHT) else ldg(x, a)
         else:
-            out[i] = number if arrays == np.uint32(_LEFT) else y[b]
+            out[i] = number if arrays == np.uint32(_LEFT) else ldg(y, b)
 
 
 def where(condition: Any, x: Any, y: Any) -> Array:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._numba import ldg
 from minigrad.kernels.cuda._stream import here
 from minigrad.kernels.cuda.array import (
     Array,
@@ -29,7 +29,7 @@ from minigrad.kernels.cuda.array import (
     row_major,
     to_host,
 )  # fmt: skip
-from minigrad.kernels.cuda.launch import NUMBERS, STORED, kernel
+from minigrad.kernels.cuda.launch import NUMBERS, STORED, items, kernel
 from minigrad.kernels.cuda.reduce import _settled, _two_sum, amax, amin
 
 Shape = tuple[int, ...]
@@ -76,9 +76,9 @@ def flat_places(shape: Shape, index: Any) -> Array:
 
 @kernel("u4 T[] T[] i8[] u4[] u4", T=STORED)
 def _gather(size: Any, out: Any, x: Any, index: Any, layout: Any, stride: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         base, at, _ = places(layout, i)
-        out[i] = x[np.uint32(base + np.uint32(np.uint32(index[at]) * stride))]
+        out[i] = ldg(x, np.uint32(base + np.uint32(np.uint32(ldg(index, at)) * stride)))
 
 
 def gather(x: Array, dim: int, index: Array) -> Array:
@@ -129,7 +129,7 @@ def put_add(g: Array, places: Array, shape: Shape) -> Array:
 @kernel("u4 i8[] i8[] u4[] u4 u4")
 def _number(size: Any, keys: Any, index: Any, layout: Any, stride: Any, count: Any) -> None:
     """Entry i belongs to a place: the two make one number. What is beyond the entries comes after all of them."""
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         if i < count:
             base, at, _ = places(layout, i)
             place = np.int64(base) + index[at] * np.int64(stride)
@@ -140,7 +140,7 @@ def _number(size: Any, keys: Any, index: Any, layout: Any, stride: Any, count: A
 
 @kernel("u4 i8[] u4 u4")
 def _merge_step(pairs: Any, keys: Any, run: Any, distance: Any) -> None:
-    for pair in range(np.uint32(cuda.grid(1)), pairs, np.uint32(cuda.gridsize(1))):
+    for pair in items(pairs):
         low = np.uint32(np.uint32(2) * np.uint32(pair) - (np.uint32(pair) & np.uint32(distance - np.uint32(1))))
         high = np.uint32(low + distance)
         rising = (low & run) == np.uint32(0)
@@ -166,7 +166,7 @@ def _sorted_keys(index: Array, layout: Any, stride: int) -> Array:
 
 @kernel("u4 T[] T[] i8[] u4 u4", T=NUMBERS)
 def _sum_places(size: Any, out: Any, rows: Any, keys: Any, length: Any, width: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         place = np.int64(np.uint32(i) // width)
         column = np.uint32(np.uint32(i) - np.uint32(np.uint32(place) * width))
         at, end = np.uint32(0), length

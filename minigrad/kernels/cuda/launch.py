@@ -5,7 +5,7 @@ dtype; and as the dtypes are declared, a test can compile all of them without a 
 
     @kernel("u4 T[] T", T=FLOATS)
     def _fill(size, out, value):
-        for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        for i in items(size):
             out[i] = value
 
     _fill.each(out.size, out, 0)                     # a thread for each of so many items, the first argument
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda, kept_on_disk, type_of
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, kept_on_disk, steps, type_of
 from minigrad.kernels.cuda._stream import Variant, here
 
 FLOATS = ("f4", "f8")
@@ -31,7 +31,7 @@ STORED = (*COMPUTED, "f2")
 
 #: Threads of a block. In the simulator a thread costs much, and small arrays shall fill several blocks.
 BLOCK = 4 if SIMULATED else 256
-_MOST_BLOCKS = 2 if SIMULATED else 4096  # the same on every device; with more items, threads take several each
+_MOST_BLOCKS = 2 if SIMULATED else 1024  # as many as an H200 runs at once, and the same on every device
 
 KERNELS: dict[str, Kernel] = {}  # all that were declared, by name
 
@@ -66,7 +66,7 @@ class Kernel:
         return functools.partial(self._launch, *configuration)
 
     def each(self, size: int, *args: Any) -> None:
-        """Launch with enough threads for `size` items (several each if there are many); nothing for none."""
+        """Launch with enough threads for all `items`; not at all for none."""
         if size:
             self._launch(min(-(-size // BLOCK), _MOST_BLOCKS), BLOCK, size, *args)
 
@@ -121,3 +121,9 @@ def kernel(
 def helper(fn: Callable[..., Any]) -> Any:
     """A function for kernels to call; compiled as a part of them."""
     return cuda.jit(device=True)(fn)
+
+
+@helper
+def items(size: Any) -> Any:
+    """In a kernel that `each` launches: the numbers of the items of a thread, one or, if there are many, several."""
+    return steps(np.uint32(cuda.grid(1)), size, np.uint32(_MOST_BLOCKS * BLOCK))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cuda._numba import SIMULATED, array_at, cuda
+from minigrad.kernels.cuda._numba import SIMULATED, array_at, cuda, steps
 from minigrad.kernels.cuda._stream import here
 from minigrad.kernels.cuda.array import Array, constant, contiguous, write
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, Kernel, helper, kernel
@@ -43,7 +43,7 @@ def _stepping(formula: Callable[..., Any], states: int) -> Kernel:
         c = array_at(table[np.uint32(row + np.uint32(5))], size, numbers)
         n = (numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6])
         none = numbers.dtype.type(0)
-        for i in range(np.uint32(first + np.uint32(cuda.threadIdx.x)), last, np.uint32(BLOCK)):
+        for i in steps(np.uint32(first + np.uint32(cuda.threadIdx.x)), last, np.uint32(BLOCK)):
             s = a[i] if states > 0 else none, b[i] if states > 1 else none, c[i] if states > 2 else none
             p[i], s = f(p[i], g[i], s, n)
             if states > 0:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import cuda
+from minigrad.kernels.cuda._numba import ldg, steps
 from minigrad.kernels.cuda.array import Array, cast, constant, contiguous, copy, empty
 from minigrad.kernels.cuda.elementwise import _wide, div
 from minigrad.kernels.cuda.index import gather
-from minigrad.kernels.cuda.launch import FLOATS, helper, kernel
+from minigrad.kernels.cuda.launch import FLOATS, helper, items, kernel
 from minigrad.kernels.cuda.reduce import _settled, _two_sum, sum as _sum
 
 Extents = tuple[int, ...]
@@ -53,40 +53,40 @@ def _boxes(space: Extents, windows: Windows, adjoint: bool) -> tuple[Any, Extent
 @helper
 def _box(boxes: Any, i: Any) -> tuple[Any, Any, Any, Any, Any, Any, Any]:
     """For output element i: where its plane of the input begins; start and end in each dimension."""
-    depth, height, width = boxes[np.uint32(0)], boxes[np.uint32(1)], boxes[np.uint32(2)]
+    depth, height, width = ldg(boxes, np.uint32(0)), ldg(boxes, np.uint32(1)), ldg(boxes, np.uint32(2))
     row = np.uint32(np.uint32(i) // width)
     sheet = np.uint32(row // height)
     plane = np.uint32(sheet // depth)
-    size = np.uint32(np.uint32(boxes[np.uint32(3)] * boxes[np.uint32(4)]) * boxes[np.uint32(5)])
+    size = np.uint32(np.uint32(ldg(boxes, np.uint32(3)) * ldg(boxes, np.uint32(4))) * ldg(boxes, np.uint32(5)))
     a = np.uint32(np.uint32(sheet - np.uint32(plane * depth)) + np.uint32(6))
     b = np.uint32(np.uint32(row - np.uint32(sheet * height)) + np.uint32(depth + np.uint32(6)))
     c = np.uint32(np.uint32(np.uint32(i) - np.uint32(row * width)) + np.uint32(depth + height + np.uint32(6)))
     ends = np.uint32(depth + height + width)
     return (
         np.uint32(plane * size),
-        boxes[a], boxes[np.uint32(a + ends)],
-        boxes[b], boxes[np.uint32(b + ends)],
-        boxes[c], boxes[np.uint32(c + ends)],
+        ldg(boxes, a), ldg(boxes, np.uint32(a + ends)),
+        ldg(boxes, b), ldg(boxes, np.uint32(b + ends)),
+        ldg(boxes, c), ldg(boxes, np.uint32(c + ends)),
     )  # fmt: skip
 
 
 @helper
 def _pixel(boxes: Any, a: Any, b: Any, c: Any) -> Any:
     """The flat index in a plane of the input."""
-    row = np.uint32(np.uint32(np.uint32(a) * boxes[np.uint32(4)]) + np.uint32(b))
-    return np.uint32(np.uint32(row * boxes[np.uint32(5)]) + np.uint32(c))
+    row = np.uint32(np.uint32(np.uint32(a) * ldg(boxes, np.uint32(4))) + np.uint32(b))
+    return np.uint32(np.uint32(row * ldg(boxes, np.uint32(5))) + np.uint32(c))
 
 
 @kernel("u4 T[] T[] u4[] T", T=FLOATS)
 def _mean(size: Any, out: Any, x: Any, boxes: Any, divisor: Any) -> None:
     """Σ of each box / divisor."""
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         base, a0, a1, b0, b1, c0, c1 = _box(boxes, i)
         total, rest = x.dtype.type(0), x.dtype.type(0)
-        for a in range(a0, a1):
-            for b in range(b0, b1):
-                for c in range(c0, c1):
-                    value = x[np.uint32(base + _pixel(boxes, a, b, c))]
+        for a in steps(a0, a1, np.uint32(1)):
+            for b in steps(b0, b1, np.uint32(1)):
+                for c in steps(c0, c1, np.uint32(1)):
+                    value = ldg(x, np.uint32(base + _pixel(boxes, a, b, c)))
                     total, rest = _two_sum(total, rest, value, x.dtype.type(0))
         out[i] = _settled(total, rest) / divisor
 
@@ -94,15 +94,15 @@ def _mean(size: Any, out: Any, x: Any, boxes: Any, divisor: Any) -> None:
 @kernel("u4 T[] i8[] T[] u4[]", T=FLOATS)
 def _max(size: Any, values: Any, indices: Any, x: Any, boxes: Any) -> None:
     """The largest value of each box and where it is: the first of equals, a NaN before any number."""
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         base, a0, a1, b0, b1, c0, c1 = _box(boxes, i)
         place = _pixel(boxes, a0, b0, c0)
-        best = x[np.uint32(base + place)]
-        for a in range(a0, a1):
-            for b in range(b0, b1):
-                for c in range(c0, c1):
+        best = ldg(x, np.uint32(base + place))
+        for a in steps(a0, a1, np.uint32(1)):
+            for b in steps(b0, b1, np.uint32(1)):
+                for c in steps(c0, c1, np.uint32(1)):
                     pixel = _pixel(boxes, a, b, c)
-                    value = x[np.uint32(base + pixel)]
+                    value = ldg(x, np.uint32(base + pixel))
                     if value > best or value != value:
                         best, place = value, pixel
         values[i], indices[i] = best, place
@@ -111,17 +111,17 @@ def _max(size: Any, values: Any, indices: Any, x: Any, boxes: Any) -> None:
 @kernel("u4 T[] T[] i8[] u4[]", T=FLOATS)
 def _put_back(size: Any, out: Any, g: Any, indices: Any, boxes: Any) -> None:
     """Each pixel gets g from those of its windows that name it."""
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+    for i in items(size):
         base, a0, a1, b0, b1, c0, c1 = _box(boxes, i)
-        plane = np.uint32(np.uint32(boxes[np.uint32(0)] * boxes[np.uint32(1)]) * boxes[np.uint32(2)])
+        plane = np.uint32(np.uint32(ldg(boxes, np.uint32(0)) * ldg(boxes, np.uint32(1))) * ldg(boxes, np.uint32(2)))
         here = np.uint32(np.uint32(i) % plane)
         total = g.dtype.type(0)
-        for a in range(a0, a1):
-            for b in range(b0, b1):
-                for c in range(c0, c1):
+        for a in steps(a0, a1, np.uint32(1)):
+            for b in steps(b0, b1, np.uint32(1)):
+                for c in steps(c0, c1, np.uint32(1)):
                     at = np.uint32(base + _pixel(boxes, a, b, c))
-                    if np.uint32(indices[at]) == here:
-                        total += g[at]
+                    if np.uint32(ldg(indices, at)) == here:
+                        total += ldg(g, at)
         out[i] = total
 
 

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels import scalar
-from minigrad.kernels.cuda._numba import cuda
 from minigrad.kernels.cuda._stream import here
 from minigrad.kernels.cuda.array import Array, cast, constant, empty
-from minigrad.kernels.cuda.launch import helper, kernel
+from minigrad.kernels.cuda.launch import helper, items, kernel
 
 Draw = Callable[[], tuple[int, int]]
 _philox, _uniform32, _uniform64 = helper(scalar.philox), helper(scalar.uniform32), helper(scalar.uniform64)
@@ -27,7 +26,7 @@ _UNIFORM, _NORMAL, _COARSE = 0, 1, 2  # coarse: 11 bits, as float16 holds no mor
 @kernel("u4 u4 f4[] u8 u8 u8[] u4")
 def _fill32(blocks: Any, size: Any, out: Any, seed: Any, offset: Any, moved: Any, kind: Any) -> None:
     seed, offset = np.uint64(seed + moved[np.uint32(0)]), np.uint64(offset + moved[np.uint32(1)])
-    for block in range(np.uint32(cuda.grid(1)), blocks, np.uint32(cuda.gridsize(1))):
+    for block in items(blocks):
         a, b, c, d = _philox(seed, np.uint64(offset + np.uint64(block)))
         u = _uniform32(a), _uniform32(b), _uniform32(c), _uniform32(d)
         if kind == np.uint32(_NORMAL):
@@ -46,7 +45,7 @@ def _fill32(blocks: Any, size: Any, out: Any, seed: Any, offset: Any, moved: Any
 @kernel("u4 u4 f8[] u8 u8 u8[] u4")
 def _fill64(blocks: Any, size: Any, out: Any, seed: Any, offset: Any, moved: Any, kind: Any) -> None:
     seed, offset = np.uint64(seed + moved[np.uint32(0)]), np.uint64(offset + moved[np.uint32(1)])
-    for block in range(np.uint32(cuda.grid(1)), blocks, np.uint32(cuda.gridsize(1))):
+    for block in items(blocks):
         a, b, c, d = _philox(seed, np.uint64(offset + np.uint64(block)))
         u = _uniform64(a, b), _uniform64(c, d)
         if kind == np.uint32(_NORMAL):

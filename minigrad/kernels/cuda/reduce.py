@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
 from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry, places
 from minigrad.kernels.cuda.elementwise import _named, _unary, _wide, abs, div, mul, sqrt, square
-from minigrad.kernels.cuda.launch import BLOCK, COMPUTED, NUMBERS, Kernel, helper, kernel
+from minigrad.kernels.cuda.launch import BLOCK, COMPUTED, NUMBERS, Kernel, helper, items, kernel
 
 Dims = tuple[int, ...]
 _PIECE = 2 * BLOCK if SIMULATED else 16 * BLOCK  # of a row, for a block
@@ -41,9 +41,9 @@ def _settled(total: Any, rest: Any) -> Any:
 @helper
 def _sum_piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
     total, rest = x.dtype.type(0), x.dtype.type(0)
-    for j in range(first, last, step):
+    for j in steps(first, last, step):
         at = np.uint32(base + places(along, j)[0])
-        total, rest = _two_sum(total, rest, x[at], before[at] if later else x.dtype.type(0))
+        total, rest = _two_sum(total, rest, ldg(x, at), ldg(before, at) if later else x.dtype.type(0))
     return total, rest
 
 
@@ -51,10 +51,10 @@ def _extreme_piece(merge: Any) -> Any:
     def piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
         first = min(first, np.uint32(last - np.uint32(1)))  # a thread without elements takes the last one, too
         at = np.uint32(base + places(along, first)[0])
-        value, place = x[at], before[at] if later else np.uint32(first)
-        for j in range(np.uint32(first + step), last, step):
+        value, place = ldg(x, at), ldg(before, at) if later else np.uint32(first)
+        for j in steps(np.uint32(first + step), last, step):
             at = np.uint32(base + places(along, j)[0])
-            value, place = merge(value, place, x[at], before[at] if later else np.uint32(j))
+            value, place = merge(value, place, ldg(x, at), ldg(before, at) if later else j)
         return value, place
 
     return helper(piece)
@@ -119,7 +119,7 @@ def _reduction(name: str, piece: Any, merge: Any, finish: Any, state: str, dtype
         size: Any, out: Any, out_state: Any, x: Any, before: Any, later: Any, across: Any, along: Any,
         n: Any, width: Any, pieces: Any, rows: Any,
     ) -> None:  # fmt: skip
-        for job in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
+        for job in items(size):
             part = np.uint32(np.uint32(job) // rows)
             row = np.uint32(np.uint32(job) - np.uint32(part * rows))  # neighbours have neighbouring rows
             first = np.uint32(part * width)
@@ -205,8 +205,8 @@ def argmin(x: Array, dim: int, keepdim: bool) -> Array:
 
 @kernel("u4 i8[] u4[]")
 def _widen(size: Any, out: Any, x: Any) -> None:
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
-        out[i] = x[i]
+    for i in items(size):
+        out[i] = ldg(x, i)
 
 
 def _place(kernels: Any, x: Array, dim: int, keepdim: bool) -> Array:
@@ -226,12 +226,12 @@ def all(x: Array, dims: Dims, keepdim: bool) -> Array:
 
 @kernel("u4 T[] T[] u4[] u4[] u4", T=NUMBERS)
 def _running_sums(rows: Any, out: Any, x: Any, across: Any, along: Any, n: Any) -> None:
-    for row in range(np.uint32(cuda.grid(1)), rows, np.uint32(cuda.gridsize(1))):
+    for row in items(rows):
         base, base_out, _ = places(across, row)
         total, rest = x.dtype.type(0), x.dtype.type(0)
-        for j in range(n):
+        for j in steps(np.uint32(0), n, np.uint32(1)):
             at, to, _ = places(along, j)
-            total, rest = _two_sum(total, rest, x[np.uint32(base + at)], x.dtype.type(0))
+            total, rest = _two_sum(total, rest, ldg(x, np.uint32(base + at)), x.dtype.type(0))
             out[np.uint32(base_out + to)] = _settled(total, rest)
 
 

@@ -12,53 +12,55 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda
-from minigrad.kernels.cuda._sweep import Shape, by_columns, columns_first, finished, rows_first, unit_of
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
+from minigrad.kernels.cuda._sweep import _WARP, _WARPS, Shape, by_columns, columns_first, finished, rows_first, unit_of
 from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
 from minigrad.kernels.cuda.elementwise import _wide
-from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, kernel
+from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, items, kernel
 from minigrad.kernels.cuda.reduce import _settled, _two_sum
 
-_FLAT = 2 * BLOCK if SIMULATED else 8 * BLOCK  # elements of a block, at least
+_FLAT = 2 * BLOCK if SIMULATED else 16 * BLOCK  # elements of a block, at least
 _MOST_BLOCKS = 3 if SIMULATED else 1024
 
 
 @helper
 def _sum(like: Any, total: Any, rest: Any) -> Any:
-    """Σ of pairs (a sum, its rounding errors) for all threads of a block of the usual size."""
-    totals = cuda.shared.array(BLOCK, like.dtype)
-    rests = cuda.shared.array(BLOCK, like.dtype)
+    """Σ of pairs (a sum, its rounding errors) for all threads of a block of the usual size; once in a kernel."""
+    totals = cuda.shared.array(_WARPS, like.dtype)
+    rests = cuda.shared.array(_WARPS, like.dtype)
     thread = np.uint32(cuda.threadIdx.x)
-    totals[thread], rests[thread] = total, rest
-    half = np.uint32(BLOCK // 2)
-    while half > np.uint32(0):
-        cuda.syncthreads()
-        if thread < half:
-            other = np.uint32(thread + half)
-            totals[thread], rests[thread] = _two_sum(totals[thread], rests[thread], totals[other], rests[other])
-        half = np.uint32(half >> np.uint32(1))
+    step = np.uint32(_WARP // 2)
+    while step > np.uint32(0):
+        other = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), total, step)
+        other_rest = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), rest, step)
+        total, rest = _two_sum(total, rest, other, other_rest)
+        step = np.uint32(step >> np.uint32(1))
+    if thread % np.uint32(_WARP) == np.uint32(0):
+        totals[np.uint32(thread // np.uint32(_WARP))] = total
+        rests[np.uint32(thread // np.uint32(_WARP))] = rest
     cuda.syncthreads()
-    return _settled(totals[np.uint32(0)], rests[np.uint32(0)])
+    total, rest = totals[0], rests[0]
+    for warp in range(1, _WARPS):
+        total, rest = _two_sum(total, rest, totals[warp], rests[warp])
+    return _settled(total, rest)
 
 
 @helper
-def _position(at: Any, a: Any, m: Any, b: Any) -> tuple[Any, Any]:
-    """Row and column of an element of w[p, i, q]."""
-    line = np.uint32(np.uint32(at) // b)
-    j = np.uint32(np.uint32(at) - np.uint32(line * b))
+def _row_and_column(line: Any, q: Any, a: Any, m: Any, b: Any) -> tuple[Any, Any]:
+    """Of w[p, i, q], whose p and i are one number: those of the matrix."""
     if a == np.uint32(1):
-        return line, j
+        return line, q
     p = np.uint32(line // m)
-    return np.uint32(line - np.uint32(p * m)), np.uint32(j + np.uint32(p * b))
+    return np.uint32(line - np.uint32(p * m)), np.uint32(q + np.uint32(p * b))
 
 
 @kernel("T[] T[] T[] u4 u4", T=FLOATS)
 def _inner(out: Any, parts: Any, u: Any, count: Any, m: Any) -> None:
     """⟨u, t⟩ for a t in parts; by one block."""
     total, rest = parts.dtype.type(0), parts.dtype.type(0)
-    for i in range(np.uint32(cuda.threadIdx.x), m, np.uint32(BLOCK)):
-        for part in range(count):
-            value = u[i] * parts[np.uint32(np.uint32(np.uint32(part) * m) + np.uint32(i))]
+    for i in steps(np.uint32(cuda.threadIdx.x), m, np.uint32(BLOCK)):
+        for part in steps(np.uint32(0), count, np.uint32(1)):
+            value = ldg(u, i) * ldg(parts, np.uint32(np.uint32(part * m) + i))
             total, rest = _two_sum(total, rest, value, parts.dtype.type(0))
     total = _sum(parts, total, rest)
     if np.uint32(cuda.threadIdx.x) == np.uint32(0):
@@ -71,46 +73,57 @@ def _inner(out: Any, parts: Any, u: Any, count: Any, m: Any) -> None:
 @kernel("u4 T[] T[] T[]", T=FLOATS)
 def _scaled(size: Any, out: Any, w: Any, sigma: Any) -> None:
     divisor = sigma[np.uint32(0)]
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
-        out[i] = w[i] / divisor if divisor != w.dtype.type(0) else w.dtype.type(0)
+    for i in items(size):
+        out[i] = ldg(w, i) / divisor if divisor != w.dtype.type(0) else w.dtype.type(0)
 
 
-@kernel("T[] T[] T[] T[] u4", T=FLOATS)
-def _inner_parts(totals: Any, g: Any, w: Any, sigma: Any, size: Any) -> None:
-    """⟨G, W⟩ in parts, W being measured by a power of two near to σ."""
+@kernel("T[] T[] T[] T[] u4 u4", T=FLOATS)
+def _inner_parts(totals: Any, g: Any, w: Any, sigma: Any, size: Any, width: Any) -> None:
+    """⟨G, W⟩ in parts, one per block, W being measured by a power of two near to σ."""
     inverse = w.dtype.type(1) / unit_of(sigma[np.uint32(0)])
     total, rest = w.dtype.type(0), w.dtype.type(0)
-    for i in range(np.uint32(cuda.grid(1)), size, np.uint32(cuda.gridsize(1))):
-        total, rest = _two_sum(total, rest, g[i] * (w[i] * inverse), w.dtype.type(0))
+    first = np.uint32(np.uint32(cuda.blockIdx.x) * width)
+    last = np.uint32(min(np.uint32(first + width), size))
+    for i in steps(np.uint32(first + np.uint32(cuda.threadIdx.x)), last, np.uint32(BLOCK)):
+        total, rest = _two_sum(total, rest, ldg(g, i) * (ldg(w, i) * inverse), w.dtype.type(0))
     total = _sum(w, total, rest)
     if np.uint32(cuda.threadIdx.x) == np.uint32(0):
         totals[np.uint32(cuda.blockIdx.x)] = total
 
 
-@kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4", T=FLOATS)
+@kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4 u4 u4", T=FLOATS)
 def _pulled_back(
-    out: Any, g: Any, u: Any, v: Any, sigma: Any, totals: Any, count: Any, a: Any, m: Any, b: Any
+    out: Any, g: Any, u: Any, v: Any, sigma: Any, totals: Any, count: Any, size: Any, width: Any,
+    a: Any, m: Any, b: Any,
 ) -> None:  # fmt: skip
     """(G − λ u vᵀ)/σ, for ⟨G, W⟩ in parts."""
-    zero = g.dtype.type(0)
+    zero, thread = g.dtype.type(0), np.uint32(cuda.threadIdx.x)
     total, rest = zero, zero
-    for part in range(np.uint32(cuda.threadIdx.x), count, np.uint32(BLOCK)):
-        total, rest = _two_sum(total, rest, totals[part], zero)
+    for part in steps(thread, count, np.uint32(BLOCK)):
+        total, rest = _two_sum(total, rest, ldg(totals, part), zero)
     divisor = sigma[np.uint32(0)]
     slope = _sum(g, total, rest) / (divisor / unit_of(divisor))
     inverse = g.dtype.type(1) / divisor
-    for at in range(np.uint32(cuda.grid(1)), np.uint32(np.uint32(a * b) * m), np.uint32(cuda.gridsize(1))):
-        i, j = _position(at, a, m, b)
-        out[at] = (g[at] - slope * u[i] * v[j]) * inverse if divisor != zero else zero
+    first = np.uint32(np.uint32(cuda.blockIdx.x) * width)
+    last = np.uint32(min(np.uint32(first + width), size))
+    line, q = np.uint32(np.uint32(first + thread) // b), np.uint32(np.uint32(first + thread) % b)
+    lines, qs = np.uint32(np.uint32(BLOCK) // b), np.uint32(np.uint32(BLOCK) % b)
+    for at in steps(np.uint32(first + thread), last, np.uint32(BLOCK)):
+        i, j = _row_and_column(line, q, a, m, b)
+        out[at] = (ldg(g, at) - slope * ldg(u, i) * ldg(v, j)) * inverse if divisor != zero else zero
+        line, q = np.uint32(line + lines), np.uint32(q + qs)
+        if q >= b:
+            line, q = np.uint32(line + np.uint32(1)), np.uint32(q - b)
 
 
-@kernel("T[] T[] T[] T[] u4 u4 u4", T=FLOATS)
-def _outer(out: Any, c: Any, u: Any, v: Any, a: Any, m: Any, b: Any) -> None:
+@kernel("u4 T[] T[] T[] T[] u4 u4 u4", T=FLOATS)
+def _outer(size: Any, out: Any, c: Any, u: Any, v: Any, a: Any, m: Any, b: Any) -> None:
     """c u vᵀ."""
-    factor = c[np.uint32(0)]
-    for at in range(np.uint32(cuda.grid(1)), np.uint32(np.uint32(a * b) * m), np.uint32(cuda.gridsize(1))):
-        i, j = _position(at, a, m, b)
-        out[at] = factor * u[i] * v[j]
+    factor = ldg(c, np.uint32(0))
+    for at in items(size):
+        line = np.uint32(at // b)
+        i, j = _row_and_column(line, np.uint32(at - np.uint32(line * b)), a, m, b)
+        out[at] = factor * ldg(u, i) * ldg(v, j)
 
 
 # What the ops call ----------------------------------------------------------------------------------------------------
@@ -159,11 +172,11 @@ def spectral_pullback(g: Array, w: Array, u: Array, v: Array, sigma: Array, dim:
     """(G − ⟨G, W/σ⟩ u vᵀ)/σ, and 0 where σ is 0."""
     extents, rows, columns, _ = _arranged(w.shape, dim, u, v)
     g, weight = contiguous(_wide(g)), contiguous(_wide(w))
-    parts = min(-(-w.size // _FLAT), _MOST_BLOCKS)
-    totals, out = empty((parts,), g.dtype), empty(w.shape, g.dtype)
-    _inner_parts[parts, BLOCK](totals, g, weight, sigma, w.size)
-    blocks = min(-(-w.size // BLOCK), _MOST_BLOCKS)
-    _pulled_back[blocks, BLOCK](out, g, rows, columns, sigma, totals, parts, *extents)
+    width = max(_FLAT, -(-w.size // _MOST_BLOCKS))
+    blocks = -(-w.size // width)
+    totals, out = empty((blocks,), g.dtype), empty(w.shape, g.dtype)
+    _inner_parts[blocks, BLOCK](totals, g, weight, sigma, w.size, width)
+    _pulled_back[blocks, BLOCK](out, g, rows, columns, sigma, totals, blocks, w.size, width, *extents)
     return cast(out, w.dtype)
 
 
@@ -171,5 +184,5 @@ def rank_one(c: Array, u: Array, v: Array, shape: tuple[int, ...], dim: int, dty
     """c u vᵀ in the layout of W."""
     extents, rows, columns, _ = _arranged(shape, dim, u, v)
     out = empty(shape, u.dtype)
-    _outer[min(-(-out.size // BLOCK), _MOST_BLOCKS), BLOCK](out, c, rows, columns, *extents)
+    _outer.each(out.size, out, c, rows, columns, *extents)
     return cast(out, dtype)
