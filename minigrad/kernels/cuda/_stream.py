@@ -1,8 +1,8 @@
 """The one stream that everything runs on, what is put on it, and who is listening.
 
-A launch through Numba looks at the type of every argument anew and takes it apart: 20–50 µs. Here an argument array
-knows the words that stand for it (`words`), a kernel's arguments are packed into memory that the driver has been shown
-once, and the driver is called directly. In the simulator there is no stream, and kernels get arrays.
+A launch through Numba looks at the type of every argument anew and takes it apart: 20–50 µs. Here a kernel's arguments
+are packed into memory that the driver has been shown once, and the driver is called directly. In the simulator there is
+no stream, and kernels get arrays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, driver
 
-Words = tuple[Any, ...]
+# What a kernel takes for an array: two owners, extent, size of an element, address, extent, stride. All is zero but the
+# address: of a one-dimensional contiguous array a kernel needs nothing else to find an element.
+_ARRAY = "32xQ16x"
 _BYTES = {"f2": "e6x", "f4": "f4x", "f8": "d", "i8": "q", "u4": "I4x", "u8": "Q", "?": "?7x"}
 _lock = threading.Lock()  # one launch at a time: a variant has one place for its arguments, the simulator one block
 
@@ -41,7 +43,7 @@ class Variant:
         self._arrays = [array for _, array in parameters]
         self._compiled, self._types = compiled, types
         self._function: Any = None  # asked of the compiler at the first launch
-        self._layout = struct.Struct("<" + "".join("7Q" if array else _code(dtype) for dtype, array in parameters))
+        self._layout = struct.Struct("<" + "".join(_ARRAY if array else _code(dtype) for dtype, array in parameters))
         self._memory = ctypes.create_string_buffer(self._layout.size)
         places = range(ctypes.addressof(self._memory), ctypes.addressof(self._memory) + self._layout.size, 8)
         self._pointers = (ctypes.c_void_p * len(places))(*places)
@@ -52,14 +54,8 @@ class Variant:
         if SIMULATED:
             pairs = zip(self.parameters, args, strict=True)
             return [x.flat if array else _scalar(self.name, dtype, x) for (dtype, array), x in pairs]
-        words: list[Any] = []
-        for array, x in zip(self._arrays, args, strict=True):
-            if array:
-                words += x.words
-            else:
-                words.append(x)
         try:
-            return self._layout.pack(*words)
+            return self._layout.pack(*[x.place if array else x for array, x in zip(self._arrays, args, strict=True)])
         except (struct.error, OverflowError):  # a number of another kind, or out of range
             pairs = zip(self.parameters, args, strict=True)
             return self.pack(tuple(x if array else _scalar(self.name, dtype, x) for (dtype, array), x in pairs))
@@ -76,7 +72,7 @@ class Variant:
             if SIMULATED:
                 self._compiled[grid, block](*packed)
                 return
-            self._memory[:] = packed
+            ctypes.memmove(self._memory, packed, len(packed))  # a slice would be set byte by byte
             launch(self._function, grid, block, self._parameters_at, handle() if stream is None else stream)
 
 

@@ -26,33 +26,33 @@ _REACH = (1 << 32) - (1 << 18)
 class Array:
     """A view: element (i, j, …) is the buffer's element offset + i · strides[0] + j · strides[1] + … of this dtype."""
 
-    __slots__ = ("__dict__", "__weakref__", "_words", "buffer", "dtype", "is_view", "offset", "shape", "strides")
+    __slots__ = (
+        "__weakref__", "_is_contiguous", "_place", "buffer", "dtype", "is_view", "offset", "shape", "size", "strides",
+    )  # fmt: skip
 
     def __init__(self, buffer: Any, shape: Shape, strides: Shape, offset: int, dtype: Any, is_view: bool):
         self.buffer, self.shape, self.strides, self.offset, self.dtype = buffer, shape, strides, offset, dtype
-        self.is_view = is_view
-        self._words: Shape | None = None
-
-    @functools.cached_property
-    def size(self) -> int:
-        return math.prod(self.shape)
+        self.is_view, self.size = is_view, math.prod(shape)
+        self._place: int | None = None
+        self._is_contiguous: bool | None = None
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
-    @functools.cached_property
+    @property
     def is_contiguous(self) -> bool:
-        return not self.size or all(
-            n == 1 or s == t for n, s, t in zip(self.shape, self.strides, row_major(self.shape), strict=True)
-        )
+        if self._is_contiguous is None:
+            steps = zip(self.shape, self.strides, row_major(self.shape), strict=True)
+            self._is_contiguous = not self.size or all(n == 1 or s == t for n, s, t in steps)
+        return self._is_contiguous
 
     @property
     def _lowest(self) -> int:
         """The place of the array's lowest element in its memory; 0 if there is none: `offset` may lie beyond it."""
         if not self.size:
             return 0
-        if min(self.strides, default=0) >= 0:
+        if self._is_contiguous or min(self.strides, default=0) >= 0:
             return self.offset
         return self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True) if s < 0)
 
@@ -83,14 +83,12 @@ class Array:
         return self.address % ALIGNED == 0
 
     @property
-    def words(self) -> Shape:
-        """What stands for `flat` among a kernel's arguments: two owners, extent, size of an element, …, stride."""
-        if self._words is None:
+    def place(self) -> int:
+        """The same, for a kernel: if it can find the elements from there."""
+        if self._place is None:
             self._in_reach()
-            block, width, lowest = self.buffer.block, self.dtype.itemsize, self._lowest
-            extent = block.size // width - lowest
-            self._words = 0, 0, extent, width, block.address + lowest * width, extent, width
-        return self._words
+            self._place = self.address
+        return self._place
 
     def view(self, shape: Shape, strides: Shape, offset: int = 0) -> Array:
         """Another arrangement of the same memory; `offset` from this array's first element."""
@@ -117,6 +115,7 @@ class Array:
         return f"Array(shape={self.shape}, strides={self.strides}, offset={self.offset}, dtype={self.dtype})"
 
 
+@functools.lru_cache(maxsize=4096)
 def row_major(shape: Shape) -> Shape:
     """The strides of a contiguous array."""
     strides, step = [], 1
@@ -196,26 +195,33 @@ def geometry_of(shape: Shape, *arrays: Array) -> Any:
 
 
 @helper
-def places(geometry: Any, i: Any) -> tuple[Any, Any, Any]:
-    """Where element i lies in the three operands of a geometry."""
-    rank = ldg(geometry, np.uint32(0))
+def places_from(table: Any, at: Any, i: Any) -> tuple[Any, Any, Any]:
+    """Where element i lies in the three operands of a geometry, which begins at `at` in a larger table."""
+    rank, rest = ldg(table, at), np.uint32(i)
     if rank == np.uint32(0):
-        return np.uint32(i), np.uint32(i), np.uint32(i)
-    a, b, c = ldg(geometry, np.uint32(1)), ldg(geometry, np.uint32(2)), ldg(geometry, np.uint32(3))
-    rest = np.uint32(i)
-    at = np.uint32(4)
+        return rest, rest, rest
+    a = ldg(table, np.uint32(at + np.uint32(1)))
+    b = ldg(table, np.uint32(at + np.uint32(2)))
+    c = ldg(table, np.uint32(at + np.uint32(3)))
+    at = np.uint32(at + np.uint32(4))
     while rank > np.uint32(1):
-        extent = ldg(geometry, at)
+        extent = ldg(table, at)
         outer = np.uint32(rest // extent)
         inner = np.uint32(rest - np.uint32(outer * extent))
-        a = np.uint32(a + np.uint32(inner * ldg(geometry, np.uint32(at + np.uint32(1)))))
-        b = np.uint32(b + np.uint32(inner * ldg(geometry, np.uint32(at + np.uint32(2)))))
-        c = np.uint32(c + np.uint32(inner * ldg(geometry, np.uint32(at + np.uint32(3)))))
+        a = np.uint32(a + np.uint32(inner * ldg(table, np.uint32(at + np.uint32(1)))))
+        b = np.uint32(b + np.uint32(inner * ldg(table, np.uint32(at + np.uint32(2)))))
+        c = np.uint32(c + np.uint32(inner * ldg(table, np.uint32(at + np.uint32(3)))))
         rest, at, rank = outer, np.uint32(at + np.uint32(4)), np.uint32(rank - np.uint32(1))
-    a = np.uint32(a + np.uint32(rest * ldg(geometry, np.uint32(at + np.uint32(1)))))
-    b = np.uint32(b + np.uint32(rest * ldg(geometry, np.uint32(at + np.uint32(2)))))
-    c = np.uint32(c + np.uint32(rest * ldg(geometry, np.uint32(at + np.uint32(3)))))
+    a = np.uint32(a + np.uint32(rest * ldg(table, np.uint32(at + np.uint32(1)))))
+    b = np.uint32(b + np.uint32(rest * ldg(table, np.uint32(at + np.uint32(2)))))
+    c = np.uint32(c + np.uint32(rest * ldg(table, np.uint32(at + np.uint32(3)))))
     return a, b, c
+
+
+@helper
+def places(geometry: Any, i: Any) -> tuple[Any, Any, Any]:
+    """Where element i lies in the three operands of a geometry."""
+    return places_from(geometry, np.uint32(0), i)
 
 
 # Allocation and copies -----------------------------------------------------------------------------------------------
@@ -224,7 +230,9 @@ def places(geometry: Any, i: Any) -> tuple[Any, Any, Any]:
 def empty(shape: Shape, dtype: Any) -> Array:
     dtype = np.dtype(dtype)
     shape = tuple(shape)
-    return Array(memory.allocate(math.prod(shape) * dtype.itemsize), shape, row_major(shape), 0, dtype, False)
+    out = Array(memory.allocate(math.prod(shape) * dtype.itemsize), shape, row_major(shape), 0, dtype, False)
+    out._is_contiguous = True
+    return out
 
 
 def from_host(data: Host) -> Array:
@@ -337,18 +345,25 @@ def assign(x: Array, index: Any, value: Any) -> None:
     if not is_basic(index):
         _assign_at(x, index, value)
         return
-    target = part(x, index)
+    target = x if index is ... else part(x, index)
     if not isinstance(value, Array):
         _fill.each(target.size, target, geometry_of(target.shape, target), value)
         return
-    lead = value.ndim - target.ndim
-    if lead > 0 and all(n == 1 for n in value.shape[:lead]):  # NumPy drops such dimensions of a value
-        value = value.reshape(value.shape[lead:])
-    if np.broadcast_shapes(value.shape, target.shape) != target.shape:
-        raise ValueError(f"shape {value.shape} does not broadcast into {target.shape}")
+    if value.shape != target.shape:
+        value = _fitting(value, target.shape)
     if shares_memory(value, target):
         value = copy(value)  # they may overlap
     write(target, value)
+
+
+def _fitting(value: Array, shape: Shape) -> Array:
+    """The value, if it broadcasts; without dimensions of extent 1 in front that are too many, which NumPy drops."""
+    lead = value.ndim - len(shape)
+    if lead > 0 and all(n == 1 for n in value.shape[:lead]):
+        value = value.reshape(value.shape[lead:])
+    if np.broadcast_shapes(value.shape, shape) != shape:
+        raise ValueError(f"shape {value.shape} does not broadcast into {shape}")
+    return value
 
 
 def _assign_at(x: Array, index: Any, value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, copy, empty, geometry_table, places
+from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, copy, empty, geometry_table, places_from
 from minigrad.kernels.cuda.gemm import COLUMNS, DEPTH, HEAD, ROWS, S_COLUMNS, TILES, Plan, Side, in_quads, plan, tiled
 from minigrad.kernels.cuda.launch import helper
 
@@ -19,7 +19,7 @@ _BATCH = HEAD + 4
 
 @helper
 def _begin(layout: Any, z: Any) -> Any:
-    x, y, _ = places(layout[_BATCH:], z)
+    x, y, _ = places_from(layout, np.uint32(_BATCH), z)
     rows, columns, at = layout[ROWS], layout[COLUMNS], _STRIDES
     out = np.uint32(z * np.uint32(rows * columns))
     strides = layout[at], layout[at + 1], layout[at + 2], layout[at + 3]

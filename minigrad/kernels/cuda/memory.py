@@ -6,6 +6,7 @@ block next runs after whoever had it last, and a block may go back while kernels
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections import defaultdict
@@ -53,8 +54,10 @@ class Buffer:
 
     def __init__(self, block: Block, pool: Free | None):
         self.block, self.pool = block, pool
-        if pool is not None:
-            weakref.finalize(self, pool[block.size].append, block).atexit = False
+
+    def __del__(self) -> None:
+        if self.pool is not None:
+            self.pool[self.block.size].append(self.block)
 
 
 _free: Free = defaultdict(list)
@@ -83,6 +86,7 @@ def allocate(nbytes: int, shared: bool = False) -> Buffer:
         raise MemoryError(f"unable to allocate {size:,} bytes: {error}") from None
 
 
+@functools.lru_cache(maxsize=4096)
 def size_class(nbytes: int) -> int:
     """Rounded up to one of eight steps between powers of two: at most an eighth is wasted."""
     step = max(_SMALLEST, 1 << max(0, (nbytes - 1).bit_length() - 4))
