@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import types
+from collections import Counter
 from typing import Any
 
 import cuda_gate
@@ -22,6 +23,8 @@ from minigrad.kernels.cuda import _stream, graph, memory
 from minigrad.kernels.cuda.launch import KERNELS
 
 _MEMORY = ptx.Memory()
+#: Per kernel, how many instructions its warps have done.
+ISSUED: Counter[str] = Counter()
 
 
 class _Device:
@@ -58,7 +61,7 @@ class _Driver:
             np.frombuffer((ctypes.c_char * size).from_address(places[i] or 0), f"u{size}")[0]
             for i, size in enumerate(program.parameters)
         ]
-        program.launch(tuple(shape[:3]), tuple(shape[3:]), given)
+        ISSUED[program.name] += program.launch(tuple(shape[:3]), tuple(shape[3:]), given)
         return (0,)
 
     def cuMemcpyHtoDAsync(self, address: int, host: int, size: int, stream: int) -> tuple[int]:
@@ -79,6 +82,7 @@ def _prepare(self: Any) -> None:
     """Of a variant: to PTX, as Numba would on a GPU, and from there to Python."""
     if self._function is None:
         self._function = ptx.Program(cuda_gate.ptx_of(KERNELS[self.name], self._types), _MEMORY)
+        self._function.name = self.name
 
 
 def _built(launches: list[Any]) -> Any:

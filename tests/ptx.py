@@ -207,6 +207,10 @@ _FORMULAS = {
 }  # fmt: skip
 
 
+#: Of what a GPU does not do in one instruction.
+_COSTS = {"div.u32": 20, "rem.u32": 20, "div.u64": 80, "rem.u64": 80, "div.s64": 80, "rem.s64": 80, "div.rn.f32": 10}
+
+
 # From PTX to Python ---------------------------------------------------------------------------------------------------
 
 
@@ -225,20 +229,24 @@ class Function:
         statements = [statement for statement in statements if not self._declared(statement)]
         labels: dict[str, int] = {}
         lines: list[list[str]] = [[]]  # of each block; one begins at a label, and behind what may end a turn
+        self.costs = [0]  # of each block, in instructions of a GPU
         jumps = []
         for statement in statements:
             if statement.endswith(":"):
-                lines += [[]] * bool(lines[-1])
+                if lines[-1]:
+                    lines.append([])
+                    self.costs.append(0)
                 labels[statement[:-1]] = len(lines) - 1
-                lines[-1:] = [[]]
                 continue
             found = re.match(r"(?:@(!?)(\S+) )?(\S+) ?(.*);", statement)
             assert found, statement
             inverse, guard, opcode, rest = found.groups()
+            self.costs[-1] += _COSTS.get(opcode, 1)
             if opcode in ("bra", "bra.uni", "ret", "bar.sync"):
                 condition = f"{'~' if inverse else ''}{self._register(guard)}[s]" if guard else ""
                 jumps.append((len(lines) - 1, opcode, rest, condition))
                 lines.append([])
+                self.costs.append(0)
             elif guard:
                 raise NotImplementedError(f"{name}: {statement}")
             else:
@@ -462,9 +470,10 @@ class Program:
         (self._entry,) = (self._functions[name] for kind, name, *_ in found if kind == "entry")
         self.parameters = [int(bits) // 8 for _, bits, _ in self._entry.parameters]  # the bytes of each
 
-    def launch(self, grid: tuple[int, ...], block: tuple[int, ...], given: list[Any]) -> None:
-        """`given`: the parameters, each as an unsigned number of its size."""
+    def launch(self, grid: tuple[int, ...], block: tuple[int, ...], given: list[Any]) -> int:
+        """`given`: the parameters, each as an unsigned number of its size. Returns how many instructions warps did."""
         self._memory.launched()
+        self._issued = 0
         threads, blocks = math.prod(block), math.prod(grid)
         parameters = {(name, 0): value for (*_, name), value in zip(self._entry.parameters, given, strict=True)}
         share = max(1, _AT_ONCE // threads)
@@ -482,6 +491,7 @@ class Program:
                     self._run(self._entry, where, parameters)
             except Fault as fault:
                 raise Fault(f"kernel {self._entry.name[:80]}: {fault}") from None
+        return self._issued
 
     def _run(self, function: Function, where: dict[str, Any], parameters: dict[Any, Any]) -> dict[Any, Any]:
         """All threads through a function; its parameters afterwards."""
@@ -517,6 +527,8 @@ class Program:
                 mask = here == block
                 names["s"] = s = slice(None) if mask.all() else np.flatnonzero(mask)
                 at[s] = block + 1
+                warps = np.count_nonzero(np.diff(lanes[s] // 32)) + 1  # a warp does for all what one thread asks for
+                self._issued += warps * function.costs[block]
                 exec(function.blocks[block], names)
             elif waiting.any():
                 of_blocks = at.reshape(-1, int(thread.max()) + 1)

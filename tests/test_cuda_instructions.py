@@ -1,0 +1,78 @@
+"""What kernels do for an element, counted in their PTX: little enough that a GPU waits for memory, and not for them.
+
+An H200 has 132 multiprocessors that begin four instructions of 32 threads a clock, at 1.7 GHz or so, and moves 4.8e12
+bytes a second: there is time for six instructions for each byte that a kernel must read or write.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import minigrad as mg
+import minigrad.nn.functional as F
+
+pytestmark = [
+    pytest.mark.usefixtures("on_cuda"),
+    pytest.mark.skipif(
+        "MINIGRAD_EMULATE" not in os.environ, reason="the interpreter of PTX counts them: see test_cuda_compile.py"
+    ),
+]
+PER_BYTE = 6
+
+
+def drawn(*shape: int) -> mg.Tensor:
+    return mg.tensor(np.random.default_rng(0).standard_normal(shape).astype(np.float32), device="cuda")
+
+
+def done(call: Callable[[], Any], elements: int) -> dict[str, float]:
+    """By kernel, the instructions for an element."""
+    from cuda_emulator import ISSUED
+
+    ISSUED.clear()
+    call()
+    return {kernel: 32 * count / elements for kernel, count in ISSUED.items()}
+
+
+ELEMENTWISE: dict[str, tuple[Callable[[Any, Any], Any], int]] = {  # by the kernel: a call, and the bytes of an element
+    "elementwise._unary.one.relu": (lambda x, y: F.relu(x), 8),
+    "elementwise._unary.one.exp": (lambda x, y: x.exp(), 8),
+    "elementwise._shaped.shaped.leaky_relu": (lambda x, y: F.leaky_relu(x, 0.1), 8),
+    "elementwise._binary.two.add": (lambda x, y: x + y, 12),
+    "elementwise._binary.two.mul": (lambda x, y: x * 2.0, 8),
+    "elementwise._binary.two.div": (lambda x, y: x / y, 12),
+    "elementwise._binary.two.gt": (lambda x, y: x > y, 9),
+    "array._conversion.convert.f4": (lambda x, y: x.to(mg.float64), 12),
+    "array._fill": (lambda x, y: mg.zeros(*x.shape, device="cuda"), 4),
+}
+
+
+@pytest.mark.parametrize("kernel", ELEMENTWISE)
+def test_elementwise(kernel: str) -> None:
+    call, moved = ELEMENTWISE[kernel]
+    x, y = drawn(1024, 1024), drawn(1024, 1024)
+    assert done(lambda: call(x, y), x.numel())[kernel] <= PER_BYTE * moved
+
+
+@pytest.mark.parametrize("columns", [1024, 4608, 16384])
+def test_spectral_norm(columns: int) -> None:
+    """In one pass over W as long as a block can hold a row; a pass has up to nine instructions a byte, not yet six."""
+    rows = (1 << 21) // columns
+    w, u, v, g = drawn(rows, columns).requires_grad_(), drawn(rows), drawn(columns), drawn(rows, columns)
+    sweep = done(lambda: mg.spectral.power_iteration(w, u, v), w.numel())
+    passes = [count for kernel, count in sweep.items() if "_times_" in kernel or ".hold." in kernel]
+    assert len(passes) == (1 if columns <= 8192 else 2) and max(passes) <= 9 * 4
+    node = done(lambda: mg.grad(F.spectral_normalize(w, u, v)[0], w, g), w.numel())
+    for kernel in ("spectral._scaled", "spectral._inner_parts", "spectral._pulled_back"):
+        assert node[kernel] <= PER_BYTE * 8, kernel
+
+
+def test_adam() -> None:
+    p = mg.nn.Parameter(drawn(1 << 20))
+    optimizer = mg.optim.Adam([p])
+    p.grad = drawn(1 << 20)
+    assert done(optimizer.step, p.numel())["optim._stepping.step._adam"] <= PER_BYTE * 28
