@@ -3,8 +3,9 @@
 Registers are arrays of bits, an instruction is a line of Python, a basic block a piece of code. Of all blocks that
 threads are at, the first goes on, with all threads that are there: who took another way meets the others where the code
 does. Global memory is one arena. An access beside what is allocated, or misaligned, is an error, and so is a number in
-shared memory that another thread has written, or has yet to read, since the last barrier. What nobody has written is
-NaN. Only what the compiler makes of our kernels is known here: any other instruction is an error, too.
+shared memory that another thread has written, or has yet to read, since the last barrier; so is memory that a launch
+both writes and reads as constant. What nobody has written is NaN. Only what the compiler makes of our kernels is known
+here: any other instruction is an error, too.
 
 Source: Parallel Thread Execution ISA, https://docs.nvidia.com/cuda/parallel-thread-execution/.
 """
