@@ -107,8 +107,8 @@ if not _COMPILED:
         return int(flat._ary.ctypes.data)
 
     def steps(first: Any, last: Any, step: Any) -> Any:
-        """In a kernel: range(first, last, step) of uint32, with last + step < 2³²."""
-        return map(np.uint32, range(first, last, step))
+        """In a kernel: range(first, last, step) of uint32s, with last + step < 2³²."""
+        return range(first, last, step)
 
     def ldg(x: Any, at: Any) -> Any:
         """In a kernel: x[at], of an array that no thread writes to while the kernel runs."""
