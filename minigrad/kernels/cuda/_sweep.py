@@ -70,15 +70,23 @@ def _over_warp(x: Any) -> Any:
     return x
 
 
-@helper
-def _joined_over_warp(unit: Any, square: Any) -> tuple[Any, Any]:
-    step = np.uint32(_WARP // 2)
-    while step > np.uint32(0):
-        other = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), unit, step)
-        other_square = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), square, step)
-        unit, square = _join(unit, square, other, other_square)
-        step = np.uint32(step >> np.uint32(1))
-    return unit, square
+def _pairs_over_warp(merge: Any) -> Any:
+    """What makes one pair of numbers of those of a warp, in every lane of it, as `merge` makes one of two."""
+
+    @helper
+    def merged(a: Any, b: Any) -> tuple[Any, Any]:
+        step = np.uint32(_WARP // 2)
+        while step > np.uint32(0):
+            other_a = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), a, step)
+            other_b = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), b, step)
+            a, b = merge(a, b, other_a, other_b)
+            step = np.uint32(step >> np.uint32(1))
+        return a, b
+
+    return merged
+
+
+_joined_over_warp, _summed_over_warp = _pairs_over_warp(_join), _pairs_over_warp(_two_sum)
 
 
 @helper
@@ -100,6 +108,23 @@ def norm_of(units: Any, squares: Any, count: Any) -> tuple[Any, Any]:
     for warp in range(1, _WARPS):
         unit, square = _join(unit, square, shared_units[warp], shared_squares[warp])
     return unit, square
+
+
+@helper
+def sum_of(like: Any, total: Any, rest: Any) -> Any:
+    """Σ of pairs (a sum, its rounding errors) for all threads of a block of the usual size; once in a kernel."""
+    totals = cuda.shared.array(_WARPS, like.dtype)
+    rests = cuda.shared.array(_WARPS, like.dtype)
+    thread = np.uint32(cuda.threadIdx.x)
+    total, rest = _summed_over_warp(total, rest)
+    if thread % np.uint32(_WARP) == np.uint32(0):
+        totals[np.uint32(thread // np.uint32(_WARP))] = total
+        rests[np.uint32(thread // np.uint32(_WARP))] = rest
+    cuda.syncthreads()
+    total, rest = totals[0], rests[0]
+    for warp in range(1, _WARPS):
+        total, rest = _two_sum(total, rest, totals[warp], rests[warp])
+    return _settled(total, rest)
 
 
 @helper

@@ -13,36 +13,14 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
-from minigrad.kernels.cuda._sweep import _WARP, _WARPS, Shape, by_columns, columns_first, finished, rows_first, unit_of
+from minigrad.kernels.cuda._sweep import Shape, by_columns, columns_first, finished, rows_first, sum_of, unit_of
 from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
 from minigrad.kernels.cuda.elementwise import _wide
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, items, kernel
-from minigrad.kernels.cuda.reduce import _settled, _two_sum
+from minigrad.kernels.cuda.reduce import _two_sum
 
 _FLAT = 2 * BLOCK if SIMULATED else 16 * BLOCK  # elements of a block, at least
 _MOST_BLOCKS = 3 if SIMULATED else 1024
-
-
-@helper
-def _sum(like: Any, total: Any, rest: Any) -> Any:
-    """Σ of pairs (a sum, its rounding errors) for all threads of a block of the usual size; once in a kernel."""
-    totals = cuda.shared.array(_WARPS, like.dtype)
-    rests = cuda.shared.array(_WARPS, like.dtype)
-    thread = np.uint32(cuda.threadIdx.x)
-    step = np.uint32(_WARP // 2)
-    while step > np.uint32(0):
-        other = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), total, step)
-        other_rest = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), rest, step)
-        total, rest = _two_sum(total, rest, other, other_rest)
-        step = np.uint32(step >> np.uint32(1))
-    if thread % np.uint32(_WARP) == np.uint32(0):
-        totals[np.uint32(thread // np.uint32(_WARP))] = total
-        rests[np.uint32(thread // np.uint32(_WARP))] = rest
-    cuda.syncthreads()
-    total, rest = totals[0], rests[0]
-    for warp in range(1, _WARPS):
-        total, rest = _two_sum(total, rest, totals[warp], rests[warp])
-    return _settled(total, rest)
 
 
 @helper
@@ -62,7 +40,7 @@ def _inner(out: Any, parts: Any, u: Any, count: Any, m: Any) -> None:
         for part in steps(np.uint32(0), count, np.uint32(1)):
             value = ldg(u, i) * ldg(parts, np.uint32(np.uint32(part * m) + i))
             total, rest = _two_sum(total, rest, value, parts.dtype.type(0))
-    total = _sum(parts, total, rest)
+    total = sum_of(parts, total, rest)
     if np.uint32(cuda.threadIdx.x) == np.uint32(0):
         out[np.uint32(0)] = total
 
@@ -86,7 +64,7 @@ def _inner_parts(totals: Any, g: Any, w: Any, sigma: Any, size: Any, width: Any)
     last = np.uint32(min(np.uint32(first + width), size))
     for i in steps(np.uint32(first + np.uint32(cuda.threadIdx.x)), last, np.uint32(BLOCK)):
         total, rest = _two_sum(total, rest, ldg(g, i) * (ldg(w, i) * inverse), w.dtype.type(0))
-    total = _sum(w, total, rest)
+    total = sum_of(w, total, rest)
     if np.uint32(cuda.threadIdx.x) == np.uint32(0):
         totals[np.uint32(cuda.blockIdx.x)] = total
 
@@ -102,7 +80,7 @@ def _pulled_back(
     for part in steps(thread, count, np.uint32(BLOCK)):
         total, rest = _two_sum(total, rest, ldg(totals, part), zero)
     divisor = sigma[np.uint32(0)]
-    slope = _sum(g, total, rest) / (divisor / unit_of(divisor))
+    slope = sum_of(g, total, rest) / (divisor / unit_of(divisor))
     inverse = g.dtype.type(1) / divisor
     first = np.uint32(np.uint32(cuda.blockIdx.x) * width)
     last = np.uint32(min(np.uint32(first + width), size))
