@@ -6,6 +6,7 @@ import importlib
 import itertools
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from test_conv import data
@@ -15,6 +16,11 @@ import minigrad as mg
 from minigrad.ops import conv as ops
 
 pytestmark = pytest.mark.usefixtures("on_cuda")
+
+
+def floats(tile: Any) -> Any:
+    """The dtypes of its kernels; the simulator is slow, and has one code for both."""
+    return tile.floats[:1] if numba.config.ENABLE_CUDASIM else tile.floats
 
 
 def products(launched: list[str]) -> list[str]:
@@ -37,7 +43,7 @@ def test_every_tile_of_every_kernel(number: int, parts: int, gemm: Any, launched
     force(monkeypatch, gemm, tile, parts)
     m, n = 2 * tile.rows + 4, 2 * tile.columns + 4
     for (x, turn_x), (y, turn_y) in itertools.product(enumerate(TURNS), enumerate(TURNS)):
-        for dtype, k in itertools.product(tile.floats, (4, 3 * tile.depth + 4)):
+        for dtype, k in itertools.product(floats(tile), (4, 3 * tile.depth + 4)):
             hosts = turn_x(values(m, k)), turn_y(values(k, n, seed=1))
             check_product(*hosts, "cuda", (turn_x, turn_y), np.dtype(dtype).name)
             along = ".x" * (not x) + ".y" * y
@@ -143,7 +149,7 @@ def test_convolutions(case: Any, number: int, gemm: Any, launched: list[str], mo
     sizes, forward, weights = case
     tile = gemm.TILES[number]
     force(monkeypatch, gemm, tile, 1 + number)
-    for dtype in tile.floats:
+    for dtype in floats(tile):
         check_convolution(sizes, "cuda", np.dtype(dtype).name)
         found = {name: ".quads" in name for name in products(launched)}
         plain, of_weights = f"conv.{tile.rows}x{tile.columns}", f"conv_weight_grad.{tile.rows}x{tile.columns}"
