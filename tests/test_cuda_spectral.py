@@ -198,7 +198,7 @@ def test_launches_of_a_step(unread: None, launched: list[str], order: str, colum
     from minigrad.ops.spectral import sweep as swept
 
     if columns is None:
-        columns = 1 + max(_sweep._HOLD[np.dtype(np.float32)]) * _sweep._WARP * _sweep._MOST_WARPS
+        columns = 1 + max(_sweep._HOLD[np.dtype(np.float32)]) * _sweep.WARP * _sweep._MOST_WARPS
     w, u, v, g = case((8, columns), 0, dtype=np.float32)
     weight, u, v, g = (mg.tensor(x, **CUDA) for x in (w, u, v, g))
     weight.requires_grad_()

@@ -22,6 +22,7 @@ from minigrad.kernels.cuda.memory import (
     synchronize as synchronize,
 )
 from minigrad.kernels.cuda.optim import *
+from minigrad.kernels.cuda.part import assign as assign
 from minigrad.kernels.cuda.pool import *
 from minigrad.kernels.cuda.random import *
 from minigrad.kernels.cuda.reduce import *

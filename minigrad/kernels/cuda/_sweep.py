@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minigrad.kernels.cuda._block import WARP, WARPS, joined_over_warp, least_of, norm_of, over_warp, unit_of
 from minigrad.kernels.cuda._numba import ALIGNED, SIMULATED, cuda, ldg, steps
 from minigrad.kernels.cuda.array import Array, empty
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, Kernel, helper, kernel
-from minigrad.kernels.cuda.reduce import _power_of_two, _settled, _two_sum
+from minigrad.kernels.cuda.reduce import _settled, _two_sum
 
 Shape = tuple[int, ...]
-_WARP = 2 if SIMULATED else 32
-_WARPS = BLOCK // _WARP  # of a block of the usual size
 _MOST_WARPS = 3 if SIMULATED else 16  # of a block that holds rows
 _HOLDERS = 24 if SIMULATED else 1 << 16  # threads that hold rows, all blocks together: as many as a GPU runs at once
 _ROWS = 2 if SIMULATED else 4  # that a block takes at once in a product with columns
@@ -28,103 +27,6 @@ _PIECE = 2 * BLOCK if SIMULATED else 8 * BLOCK  # columns of a block there
 _FEW = 3 if SIMULATED else 16  # rows of a part in a product with rows, at least
 _RUN = 2 if SIMULATED else 4  # rows whose products are added before rounding errors are looked at
 _MOST_PARTS = 4 if SIMULATED else 256  # of a sum over rows
-_POWER_OF_TWO = helper(_power_of_two)
-
-# What a block does together -------------------------------------------------------------------------------------------
-
-
-@helper
-def _least(x: Any) -> Any:
-    """The least normal number of the dtype."""
-    double = type(x)(2.0**-1022)
-    return double if double > type(x)(0) else type(x)(2.0**-126)
-
-
-@helper
-def unit_of(x: Any) -> Any:
-    """The power of two to measure x by."""
-    size = abs(x)
-    least = _least(x)
-    if size - size != type(x)(0):
-        return type(x)(1) / least  # of infinity
-    return _POWER_OF_TWO(size) if size > least else least
-
-
-@helper
-def _join(unit: Any, square: Any, other: Any, other_square: Any) -> tuple[Any, Any]:
-    """The sum of two sums of squares, each in units of its own."""
-    if unit < other:
-        ratio = unit / other
-        return other, other_square + square * ratio * ratio
-    ratio = other / unit
-    return unit, square + other_square * ratio * ratio
-
-
-@helper
-def _over_warp(x: Any) -> Any:
-    """Σ over a warp, in every lane of it."""
-    step = np.uint32(_WARP // 2)
-    while step > np.uint32(0):
-        x += cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), x, step)
-        step = np.uint32(step >> np.uint32(1))
-    return x
-
-
-def _pairs_over_warp(merge: Any) -> Any:
-    """What makes one pair of numbers of those of a warp, in every lane of it, as `merge` makes one of two."""
-
-    @helper
-    def merged(a: Any, b: Any) -> tuple[Any, Any]:
-        step = np.uint32(_WARP // 2)
-        while step > np.uint32(0):
-            other_a = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), a, step)
-            other_b = cuda.shfl_xor_sync(np.uint32(0xFFFFFFFF), b, step)
-            a, b = merge(a, b, other_a, other_b)
-            step = np.uint32(step >> np.uint32(1))
-        return a, b
-
-    return merged
-
-
-_joined_over_warp, _summed_over_warp = _pairs_over_warp(_join), _pairs_over_warp(_two_sum)
-
-
-@helper
-def norm_of(units: Any, squares: Any, count: Any) -> tuple[Any, Any]:
-    """The parts of a norm put together: (unit, square) for all threads of a block of the usual size."""
-    shared_units = cuda.shared.array(_WARPS, units.dtype)
-    shared_squares = cuda.shared.array(_WARPS, units.dtype)
-    thread = np.uint32(cuda.threadIdx.x)
-    unit, square = _least(units[np.uint32(0)]), units.dtype.type(0)
-    for part in steps(thread, count, np.uint32(BLOCK)):
-        unit, square = _join(unit, square, ldg(units, part), ldg(squares, part))
-    unit, square = _joined_over_warp(unit, square)
-    cuda.syncthreads()  # until all have read what an earlier call left
-    if thread % np.uint32(_WARP) == np.uint32(0):
-        shared_units[np.uint32(thread // np.uint32(_WARP))] = unit
-        shared_squares[np.uint32(thread // np.uint32(_WARP))] = square
-    cuda.syncthreads()
-    unit, square = shared_units[np.uint32(0)], shared_squares[np.uint32(0)]
-    for warp in range(1, _WARPS):
-        unit, square = _join(unit, square, shared_units[warp], shared_squares[warp])
-    return unit, square
-
-
-@helper
-def sum_of(like: Any, total: Any, rest: Any) -> Any:
-    """Σ of pairs (a sum, its rounding errors) for all threads of a block of the usual size; once in a kernel."""
-    totals = cuda.shared.array(_WARPS, like.dtype)
-    rests = cuda.shared.array(_WARPS, like.dtype)
-    thread = np.uint32(cuda.threadIdx.x)
-    total, rest = _summed_over_warp(total, rest)
-    if thread % np.uint32(_WARP) == np.uint32(0):
-        totals[np.uint32(thread // np.uint32(_WARP))] = total
-        rests[np.uint32(thread // np.uint32(_WARP))] = rest
-    cuda.syncthreads()
-    total, rest = totals[0], rests[0]
-    for warp in range(1, _WARPS):
-        total, rest = _two_sum(total, rest, totals[warp], rests[warp])
-    return _settled(total, rest)
 
 
 @helper
@@ -148,7 +50,7 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
     name = f"{dtype}x{columns}x{rows}"
     cells = 2 * rows * _MOST_WARPS  # for each row what each warp adds, and as much again
 
-    @kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4", name=name, threads=_MOST_WARPS * _WARP, T=(dtype,))
+    @kernel("T[] T[] T[] T[] T[] T[] u4 u4 u4 u4", name=name, threads=_MOST_WARPS * WARP, T=(dtype,))
     def hold(
         t: Any, parts: Any, units: Any, squares: Any, w: Any, x: Any, a: Any, m: Any, b: Any, count: Any
     ) -> None:  # fmt: skip
@@ -159,10 +61,10 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
         zero = w.dtype.type(0)
         n = np.uint32(a * b)
         block, thread, threads = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x), np.uint32(cuda.blockDim.x)
-        warp = np.uint32(thread // np.uint32(_WARP))
+        warp = np.uint32(thread // np.uint32(WARP))
         first = np.uint32(block * count)
         last = np.uint32(min(np.uint32(first + count), m))
-        unit, square = _least(zero), zero
+        unit, square = least_of(zero), zero
         turn = np.uint32(0)
         for cell in steps(thread, np.uint32(cells), threads):
             sums[cell] = zero  # what warps that are not there would add
@@ -182,8 +84,8 @@ def _holding(dtype: str, columns: int, rows: int) -> Kernel:
                     held[r, k] = ldg(w, np.uint32(start + np.uint32(row * b)))
                     ts[r] += held[r, k] * factor
             for r in range(rows):
-                total = _over_warp(ts[r])
-                if thread % np.uint32(_WARP) == np.uint32(0):
+                total = over_warp(ts[r])
+                if thread % np.uint32(WARP) == np.uint32(0):
                     sums[np.uint32(np.uint32(turn + np.uint32(r * _MOST_WARPS)) + warp)] = total
             cuda.syncthreads()  # one is enough: the next sums go into the other half
             largest = zero
@@ -239,7 +141,7 @@ def _times_columns(
     parts: Any, w: Any, x: Any, units: Any, squares: Any, count: Any, a: Any, m: Any, b: Any, pieces: Any
 ) -> None:
     """Mx in parts, one per piece of the columns; `count` parts of x's norm, if it has any, to measure x by."""
-    sums = cuda.shared.array((_ROWS, _WARPS), w.dtype)
+    sums = cuda.shared.array((_ROWS, WARPS), w.dtype)
     ts = cuda.local.array(_ROWS, w.dtype)
     job, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
     inverse = w.dtype.type(1)
@@ -257,15 +159,15 @@ def _times_columns(
             row = np.uint32(min(np.uint32(i + np.uint32(r)), np.uint32(m - np.uint32(1))))
             ts[r] += ldg(w, np.uint32(start + np.uint32(row * b))) * factor
     for r in range(_ROWS):
-        total = _over_warp(ts[r])
-        if thread % np.uint32(_WARP) == np.uint32(0):
-            sums[r, np.uint32(thread // np.uint32(_WARP))] = total
+        total = over_warp(ts[r])
+        if thread % np.uint32(WARP) == np.uint32(0):
+            sums[r, np.uint32(thread // np.uint32(WARP))] = total
     cuda.syncthreads()
     for r in range(_ROWS):
         row = np.uint32(i + np.uint32(r))
         if thread == np.uint32(r) and row < m:
             total = sums[r, 0]
-            for warp in range(1, _WARPS):
+            for warp in range(1, WARPS):
                 total += sums[r, warp]
             parts[np.uint32(np.uint32(piece * m) + row)] = total
 
@@ -302,21 +204,21 @@ def _times_rows(
 def _gather(
     out: Any, out_units: Any, out_squares: Any, parts: Any, units: Any, squares: Any, own: Any, count: Any, n: Any
 ) -> None:
-    """The sum of `count` parts of a vector, each in a unit of its `own`; and the norm of each _WARP of its elements.
+    """The sum of `count` parts of a vector, each in a unit of its `own`; and the norm of each WARP of its elements.
 
     A warp adds up some of the parts of these elements, and the first warp what all have found.
     """
-    totals = cuda.shared.array((_WARPS, _WARP), parts.dtype)
-    rests = cuda.shared.array((_WARPS, _WARP), parts.dtype)
+    totals = cuda.shared.array((WARPS, WARP), parts.dtype)
+    rests = cuda.shared.array((WARPS, WARP), parts.dtype)
     block, thread = np.uint32(cuda.blockIdx.x), np.uint32(cuda.threadIdx.x)
-    warp = np.uint32(thread // np.uint32(_WARP))
-    lane = np.uint32(thread - np.uint32(warp * np.uint32(_WARP)))
-    j = np.uint32(np.uint32(block * np.uint32(_WARP)) + lane)
+    warp = np.uint32(thread // np.uint32(WARP))
+    lane = np.uint32(thread - np.uint32(warp * np.uint32(WARP)))
+    j = np.uint32(np.uint32(block * np.uint32(WARP)) + lane)
     zero, factor = parts.dtype.type(0), parts.dtype.type(1)
     inverse = factor / norm_of(units, squares, count)[0] if own else factor
     total, rest = zero, zero
     if j < n:
-        for part in steps(warp, count, np.uint32(_WARPS)):
+        for part in steps(warp, count, np.uint32(WARPS)):
             if own:
                 factor = ldg(units, part) * inverse  # powers of two
             value = ldg(parts, np.uint32(np.uint32(part * n) + j)) * factor
@@ -324,11 +226,11 @@ def _gather(
     totals[warp, lane], rests[warp, lane] = total, rest
     cuda.syncthreads()
     if warp == np.uint32(0):
-        for other in range(1, _WARPS):
+        for other in range(1, WARPS):
             total, rest = _two_sum(total, rest, totals[other, lane], rests[other, lane])
     total = _settled(total, rest)
     unit = unit_of(total)
-    unit, square = _joined_over_warp(unit, (total / unit) * (total / unit))
+    unit, square = joined_over_warp(unit, (total / unit) * (total / unit))
     if warp == np.uint32(0) and j < n:
         out[j] = total
     if thread == np.uint32(0):
@@ -380,7 +282,7 @@ class Product(NamedTuple):
 def gathered(parts: Array, like: Product | None = None) -> Product:
     """The sum of the rows of `parts`, each in a unit of its own if these are given."""
     count, n = parts.shape
-    blocks = -(-n // _WARP)
+    blocks = -(-n // WARP)
     out, units, squares = empty((n,), parts.dtype), empty((blocks,), parts.dtype), empty((blocks,), parts.dtype)
     own = (like.units, like.squares, True) if like else (parts, parts, False)
     _gather[blocks, BLOCK](out, units, squares, parts, *own, count, n)
@@ -420,12 +322,12 @@ def rows_first(w: Array, extents: Shape, x: Array) -> tuple[Product, Product]:
     """t = Mx and z = Mᵀt, in units of t: in one pass over W if a block can hold a row (8192 columns), else in two."""
     a, m, b = extents
     n = a * b
-    columns = min((k for k in _HOLD[w.dtype] if n <= k * _WARP * _MOST_WARPS), default=0)
+    columns = min((k for k in _HOLD[w.dtype] if n <= k * WARP * _MOST_WARPS), default=0)
     if not columns:
         t = gathered(by_columns(w, extents, x))
         return t, gathered(by_rows(w, extents, t))
     hold, rows = _HOLD[w.dtype][columns]
-    threads = -(-n // (columns * _WARP)) * _WARP
+    threads = -(-n // (columns * WARP)) * WARP
     blocks = min(-(-m // rows), max(1, _HOLDERS // threads), _MOST_PARTS)
     count = -(-m // (blocks * rows)) * rows
     blocks = -(-m // count)

@@ -16,7 +16,6 @@ from minigrad.kernels.cuda._numba import ldg
 from minigrad.kernels.cuda._stream import here
 from minigrad.kernels.cuda.array import (
     Array,
-    assign,
     cast,
     contiguous,
     copy,
@@ -24,12 +23,12 @@ from minigrad.kernels.cuda.array import (
     from_host,
     full,
     geometry,
-    part,
     places,
     row_major,
     to_host,
 )  # fmt: skip
 from minigrad.kernels.cuda.launch import NUMBERS, STORED, items, kernel
+from minigrad.kernels.cuda.part import assign, part
 from minigrad.kernels.cuda.reduce import _settled, _two_sum, amax, amin
 
 Shape = tuple[int, ...]

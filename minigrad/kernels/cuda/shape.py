@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from minigrad.kernels.cuda.array import Array, assign, contiguous as contiguous, copy, empty, full, part, write
+from minigrad.kernels.cuda.array import Array, contiguous as contiguous, copy, empty, full, write
+from minigrad.kernels.cuda.part import assign, part
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:

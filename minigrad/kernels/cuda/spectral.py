@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.kernels.cuda._block import sum_of, unit_of
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
-from minigrad.kernels.cuda._sweep import Shape, by_columns, columns_first, finished, rows_first, sum_of, unit_of
+from minigrad.kernels.cuda._sweep import Shape, by_columns, columns_first, finished, rows_first
 from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
 from minigrad.kernels.cuda.elementwise import _wide
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, items, kernel

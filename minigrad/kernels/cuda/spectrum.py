@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cpu import spectrum as host
-from minigrad.kernels.cuda.array import Array, from_host, full, part, to_host
+from minigrad.kernels.cuda.array import Array, from_host, full, to_host
+from minigrad.kernels.cuda.part import part
 from minigrad.kernels.cuda.spectral import rank_one
 
 Extents = tuple[int, ...]
