@@ -306,7 +306,7 @@ def arange(start: Any, count: int, step: Any, dtype: Any) -> Array:
 def eye(n: int, m: int, dtype: Any) -> Array:
     out = full((n, m), 0, dtype)
     diagonal = out.view((min(n, m),), (m + 1,))
-    write(diagonal, full((), 1, dtype))
+    _fill.each(diagonal.size, diagonal, geometry_of(diagonal.shape, diagonal), 1)
     return out
 
 
