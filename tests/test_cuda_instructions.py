@@ -58,6 +58,21 @@ def test_elementwise(kernel: str) -> None:
     assert done(lambda: call(x, y), x.numel())[kernel] <= PER_BYTE * moved
 
 
+def test_elements_that_lie_apart() -> None:
+    """With what it takes to find them: a transposed copy, a row that is added to all others."""
+    x, row = drawn(1024, 1024), drawn(1024)
+    assert done(lambda: x.T.contiguous(), x.numel())["array._conversion.convert.f4"] <= PER_BYTE * 8
+    assert done(lambda: x + row, x.numel())["elementwise._binary.two.add"] <= PER_BYTE * 8
+
+
+def test_sums() -> None:
+    """Along one dimension, and along two that are apart, which take ten a byte, not yet six."""
+    x, image = drawn(1 << 20), drawn(16, 64, 32, 32)
+    assert done(lambda: x.sum(), x.numel())["reduce._reduction.by_blocks.sum"] <= PER_BYTE * 4
+    assert done(lambda: x.view(1024, 1024).sum(0), x.numel())["reduce._reduction.by_threads.sum"] <= PER_BYTE * 4
+    assert done(lambda: image.sum((0, 2, 3)), image.numel())["reduce._reduction.by_blocks.sum"] <= 10 * 4
+
+
 @pytest.mark.parametrize("columns", [1024, 4608, 16384])
 def test_spectral_norm(columns: int) -> None:
     """In one pass over W as long as a block can hold a row; a pass has up to nine instructions a byte, not yet six."""

@@ -13,7 +13,7 @@ ON_THE_DEVICE = [
     "test_ops.py", "test_device.py", "test_device_products.py", "test_broadcasting.py", "test_special_values.py",
     "test_indexing.py", "test_dtypes.py", "test_autograd.py", "test_tensor.py",
     "test_capture.py", "test_capture_memory.py", "test_capture_refusals.py", "test_cuda_exchange.py",
-    "test_device_features.py", "test_cuda_quads.py", "test_pool.py", "test_nn.py",
+    "test_device_features.py", "test_cuda_quads.py", "test_cuda_geometry.py", "test_pool.py", "test_nn.py",
     "test_batch_norm.py", "test_losses.py",
 ]  # fmt: skip
 QUICKEST = [  # of training, gradcheck and the examples, whose other tests take up to a minute each

@@ -167,6 +167,9 @@ def test_reductions_over_any_dimensions_of_any_layout(order: tuple[int, ...], de
     for d in range(4):
         np.testing.assert_array_equal(x.argmax(d).numpy(), host.argmax(d))
         np.testing.assert_allclose(x.cumsum(d).numpy(), host.cumsum(d), rtol=1e-13, atol=1e-13)
+        share = np.exp(host) / np.exp(host).sum(d, keepdims=True)
+        np.testing.assert_allclose(x.softmax(d).numpy(), share, rtol=1e-13)
+        np.testing.assert_allclose(x.log_softmax(d).numpy(), np.log(share), rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 100, 3001])

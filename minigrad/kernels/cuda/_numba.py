@@ -94,11 +94,22 @@ else:
 #
 # Loops: those over Numba's range count down beside the index, and begin with a division of 64 bits. `steps` compares
 # and adds; and as it says that nothing overflows, the compiler unrolls it. Loads of what is never written (`ldg`) may
-# be moved across stores, so that those of several turns of a loop are under way together. Addresses: for arrays whose
-# number is not part of a kernel's type, and to move neighbours at once.
+# be moved across stores, so that those of several turns of a loop are under way together. Divisions by what the host
+# knows (`divided`): a GPU has no instruction for them. Addresses: for arrays whose number is not part of a kernel's
+# type, and to move neighbours at once.
 
 ALIGNED = 16  # bytes, the most that a thread moves at once, from or to a multiple of them
 QUAD = 4  # elements that are moved together: as many bytes of float32, twice as many of float64
+
+
+def divisor(n: int) -> tuple[int, int]:
+    """Factor and shift for `divided`, to divide by n ≥ 2.
+
+    T. Granlund, P. Montgomery, "Division by Invariant Integers using Multiplication", PLDI 1994, figure 4.1.
+    """
+    bits = (n - 1).bit_length()
+    return (((1 << bits) - n) << 32) // n + 1, bits - 1
+
 
 if not _COMPILED:
 
@@ -113,6 +124,11 @@ if not _COMPILED:
     def ldg(x: Any, at: Any) -> Any:
         """In a kernel: x[at], of an array that no thread writes to while the kernel runs."""
         return x[at]
+
+    def divided(i: Any, factor: Any, shift: Any) -> Any:
+        """In a kernel: ⌊i / n⌋ of uint32s, with what `divisor` says of n."""
+        high = int(i) * int(factor) >> 32
+        return np.uint32(high + (int(i) - high >> 1) >> int(shift))
 
     def array_at(address: Any, size: Any, like: Any) -> Any:
         """In a kernel: the flat array of so many elements at an address, of the type of another."""
@@ -135,6 +151,7 @@ if not _COMPILED:
         return found
 
 else:
+    from llvmlite import ir
     from numba.cuda import cgutils
     from numba.cuda.core.imputils import RefType, iternext_impl
     from numba.cuda.extending import core_models, intrinsic, lower_builtin, register_model
@@ -191,6 +208,18 @@ else:
             return context.data_model_manager[x.dtype].from_data(builder, loaded)
 
         return x.dtype(x, types.uint64), generate
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def divided(context: Any, i: Any, factor: Any, shift: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            i, factor, shift = arguments
+            long = ir.IntType(64)
+            product = builder.mul(builder.zext(i, long), builder.zext(factor, long))
+            high = builder.trunc(builder.lshr(product, ir.Constant(long, 32)), i.type)
+            rest = builder.lshr(builder.sub(i, high), ir.Constant(i.type, 1))
+            return builder.lshr(builder.add(high, rest), shift)
+
+        return types.uint32(types.uint32, types.uint32, types.uint32), generate
 
     @intrinsic  # type: ignore[untyped-decorator]
     def array_at(context: Any, address: Any, size: Any, like: Any) -> Any:

@@ -8,13 +8,15 @@ per row remains. Float sums carry their rounding errors along (two-sum): two flo
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
-from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry, places
+from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry, places, places_along
 from minigrad.kernels.cuda.elementwise import _named, _unary, _wide, abs, div, mul, sqrt, square
 from minigrad.kernels.cuda.launch import BLOCK, COMPUTED, NUMBERS, Kernel, helper, items, kernel
 
@@ -38,22 +40,36 @@ def _settled(total: Any, rest: Any) -> Any:
     return total + rest if rest == rest else total
 
 
-@helper
-def _sum_piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
-    total, rest = x.dtype.type(0), x.dtype.type(0)
-    for j in steps(first, last, step):
-        at = np.uint32(base + places(along, j)[0])
-        total, rest = _two_sum(total, rest, ldg(x, at), ldg(before, at) if later else x.dtype.type(0))
-    return total, rest
+def _either(piece_by: Callable[[Any], Any]) -> Any:
+    """A piece of a row by way of `places`; of one dimension, which most are, in loops of its own without a question."""
+    straight, winding = piece_by(places_along), piece_by(places)
+
+    def piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
+        if ldg(along, np.uint32(0)) == np.uint32(1):
+            return straight(x, before, later, base, along, first, last, step)
+        return winding(x, before, later, base, along, first, last, step)
+
+    return helper(piece)
 
 
-def _extreme_piece(merge: Any) -> Any:
+def _sum_piece(find: Any) -> Any:
+    def piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
+        total, rest = x.dtype.type(0), x.dtype.type(0)
+        for j in steps(first, last, step):
+            at = np.uint32(base + find(along, j)[0])
+            total, rest = _two_sum(total, rest, ldg(x, at), ldg(before, at) if later else x.dtype.type(0))
+        return total, rest
+
+    return helper(piece)
+
+
+def _extreme_piece(merge: Any, find: Any) -> Any:
     def piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
         first = min(first, np.uint32(last - np.uint32(1)))  # a thread without elements takes the last one, too
-        at = np.uint32(base + places(along, first)[0])
+        at = np.uint32(base + find(along, first)[0])
         value, place = ldg(x, at), ldg(before, at) if later else np.uint32(first)
         for j in steps(np.uint32(first + step), last, step):
-            at = np.uint32(base + places(along, j)[0])
+            at = np.uint32(base + find(along, j)[0])
             value, place = merge(value, place, ldg(x, at), ldg(before, at) if later else j)
         return value, place
 
@@ -131,9 +147,9 @@ def _reduction(name: str, piece: Any, merge: Any, finish: Any, state: str, dtype
     return by_blocks, by_threads
 
 
-_SUM = _reduction("sum", _sum_piece, _two_sum, _settled, "T", NUMBERS)
-_LARGEST = _reduction("amax", _extreme_piece(_larger), _larger, _value, "u4", COMPUTED)
-_SMALLEST = _reduction("amin", _extreme_piece(_smaller), _smaller, _value, "u4", COMPUTED)
+_SUM = _reduction("sum", _either(_sum_piece), _two_sum, _settled, "T", NUMBERS)
+_LARGEST = _reduction("amax", _either(functools.partial(_extreme_piece, _larger)), _larger, _value, "u4", COMPUTED)
+_SMALLEST = _reduction("amin", _either(functools.partial(_extreme_piece, _smaller)), _smaller, _value, "u4", COMPUTED)
 
 
 def _reduce(kernels: tuple[Kernel, Kernel], x: Array, dims: Dims, state: Any) -> tuple[Array, Array]:
@@ -230,7 +246,7 @@ def _running_sums(rows: Any, out: Any, x: Any, across: Any, along: Any, n: Any) 
         base, base_out, _ = places(across, row)
         total, rest = x.dtype.type(0), x.dtype.type(0)
         for j in steps(np.uint32(0), n, np.uint32(1)):
-            at, to, _ = places(along, j)
+            at, to, _ = places_along(along, j)
             total, rest = _two_sum(total, rest, ldg(x, np.uint32(base + at)), x.dtype.type(0))
             out[np.uint32(base_out + to)] = _settled(total, rest)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import cuda, ldg, steps
-from minigrad.kernels.cuda.array import Array, cast, empty, geometry, places
+from minigrad.kernels.cuda.array import Array, cast, empty, geometry, places, places_along
 from minigrad.kernels.cuda.elementwise import _wide, exp, mul, sub
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, kernel
 from minigrad.kernels.cuda.reduce import _only, _two_sum, sum
@@ -21,9 +21,9 @@ def _peak_and_total(x: Any, base: Any, along: Any, n: Any) -> tuple[Any, Any]:
     values = cuda.shared.array(BLOCK, x.dtype)
     rests = cuda.shared.array(BLOCK, x.dtype)
     thread = np.uint32(cuda.threadIdx.x)
-    peak = ldg(x, np.uint32(base + places(along, np.uint32(0))[0]))
+    peak = ldg(x, np.uint32(base + places_along(along, np.uint32(0))[0]))
     for j in steps(thread, n, np.uint32(BLOCK)):
-        value = ldg(x, np.uint32(base + places(along, j)[0]))
+        value = ldg(x, np.uint32(base + places_along(along, j)[0]))
         if value > peak or value != value:
             peak = value
     values[thread] = peak
@@ -40,7 +40,7 @@ def _peak_and_total(x: Any, base: Any, along: Any, n: Any) -> tuple[Any, Any]:
     cuda.syncthreads()
     total, rest = x.dtype.type(0), x.dtype.type(0)
     for j in steps(thread, n, np.uint32(BLOCK)):
-        at = np.uint32(base + places(along, j)[0])
+        at = np.uint32(base + places_along(along, j)[0])
         total, rest = _two_sum(total, rest, math.exp(ldg(x, at) - peak), x.dtype.type(0))
     values[thread], rests[thread] = total, rest
     half = np.uint32(BLOCK // 2)
@@ -71,7 +71,7 @@ def _rows(formula: Callable[..., Any]) -> Any:
         base, base_out, _ = places(across, np.uint32(cuda.blockIdx.x))
         peak, total = _peak_and_total(x, base, along, n)
         for j in steps(np.uint32(cuda.threadIdx.x), n, np.uint32(BLOCK)):
-            at, to, _ = places(along, j)
+            at, to, _ = places_along(along, j)
             out[np.uint32(base_out + to)] = f(ldg(x, np.uint32(base + at)), peak, total)
 
     return rows
