@@ -19,8 +19,8 @@ _MOST = (1 << 32) - 1
 @pytest.fixture(scope="module")
 def asked() -> Any:
     """Kernels of the test's own; declared late, as without a GPU or its simulator there is nothing to declare."""
-    array, launch, numba = (
-        importlib.import_module(f"minigrad.kernels.cuda.{name}") for name in ("array", "launch", "_numba")
+    array, launch, places, numba = (
+        importlib.import_module(f"minigrad.kernels.cuda.{name}") for name in ("array", "launch", "_places", "_numba")
     )
 
     @launch.kernel("u4 u4[] u4[] u4[] u4[]")
@@ -31,7 +31,7 @@ def asked() -> Any:
     @launch.kernel("u4 u4[] u4[] u4[] u4[]")
     def _places(size: Any, a: Any, b: Any, c: Any, layout: Any) -> None:
         for i in launch.items(size):
-            a[i], b[i], c[i] = array.places(layout, i)
+            a[i], b[i], c[i] = places.places(layout, i)
 
     yield array, _quotients, _places, numba.divisor
     for kernel in (_quotients, _places):

@@ -25,6 +25,7 @@ LAYERS = [  # from the bottom up; a module belongs to the entry with the longest
     "kernels.cuda._numba",
     "kernels.cuda._stream",
     "kernels.cuda.launch kernels.cuda.memory",
+    "kernels.cuda._places",
     "kernels.cuda.array",
     "kernels.cuda",
     "_errors _dtypes _random _mode",

@@ -14,7 +14,8 @@ import numpy as np
 
 from minigrad.kernels import scalar
 from minigrad.kernels.cuda._numba import ldg
-from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry_of, places
+from minigrad.kernels.cuda._places import places
+from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry_of
 from minigrad.kernels.cuda.launch import COMPUTED, FLOATS, NUMBERS, helper, items, kernel
 
 Dtypes = tuple[str, ...]

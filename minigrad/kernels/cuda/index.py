@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import ldg
+from minigrad.kernels.cuda._places import Shape, places
 from minigrad.kernels.cuda._stream import here
 from minigrad.kernels.cuda.array import (
     Array,
@@ -23,15 +24,12 @@ from minigrad.kernels.cuda.array import (
     from_host,
     full,
     geometry,
-    places,
     row_major,
     to_host,
-)  # fmt: skip
+)
 from minigrad.kernels.cuda.launch import NUMBERS, STORED, items, kernel
 from minigrad.kernels.cuda.part import assign, part
 from minigrad.kernels.cuda.reduce import _settled, _two_sum, amax, amin
-
-Shape = tuple[int, ...]
 
 
 def getitem(x: Array, index: Any) -> Array:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, copy, empty, geometry_table, places_from
+from minigrad.kernels.cuda._places import geometry_table, places_from
+from minigrad.kernels.cuda.array import Array, Shape, cast, contiguous, copy, empty
 from minigrad.kernels.cuda.gemm import COLUMNS, DEPTH, HEAD, ROWS, S_COLUMNS, TILES, Plan, Side, in_quads, plan, tiled
 from minigrad.kernels.cuda.launch import helper
 

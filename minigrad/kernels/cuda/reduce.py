@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
-from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry, places, places_along
+from minigrad.kernels.cuda._places import places, places_along
+from minigrad.kernels.cuda.array import Array, cast, empty, full, geometry
 from minigrad.kernels.cuda.elementwise import _named, _unary, _wide, abs, div, mul, sqrt, square
 from minigrad.kernels.cuda.launch import BLOCK, COMPUTED, NUMBERS, Kernel, helper, items, kernel
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import cuda, ldg, steps
-from minigrad.kernels.cuda.array import Array, cast, empty, geometry, places, places_along
+from minigrad.kernels.cuda._places import places, places_along
+from minigrad.kernels.cuda.array import Array, cast, empty, geometry
 from minigrad.kernels.cuda.elementwise import _wide, exp, mul, sub
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, kernel
 from minigrad.kernels.cuda.reduce import _only, _two_sum, sum
