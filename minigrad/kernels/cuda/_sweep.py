@@ -189,13 +189,15 @@ def _times_rows(
         start = _start(j, a, m, b)
         total, rest = w.dtype.type(0), w.dtype.type(0)
         last = np.uint32(min(np.uint32(first + rows), m))
-        for i in steps(first, last, np.uint32(_RUN)):
+        whole = np.uint32(last - np.uint32(last - first) % np.uint32(_RUN))
+        for i in steps(first, whole, np.uint32(_RUN)):
             value = w.dtype.type(0)
             for r in range(_RUN):
                 row = np.uint32(i + np.uint32(r))
-                here = np.uint32(min(row, np.uint32(last - np.uint32(1))))
-                factor = ldg(x, here) * inverse if row < last else w.dtype.type(0)
-                value += ldg(w, np.uint32(start + np.uint32(here * b))) * factor
+                value += ldg(w, np.uint32(start + np.uint32(row * b))) * (ldg(x, row) * inverse)
+            total, rest = _two_sum(total, rest, value, w.dtype.type(0))
+        for row in steps(whole, last, np.uint32(1)):
+            value = ldg(w, np.uint32(start + np.uint32(row * b))) * (ldg(x, row) * inverse)
             total, rest = _two_sum(total, rest, value, w.dtype.type(0))
         parts[np.uint32(np.uint32(part * n) + j)] = _settled(total, rest)
 
