@@ -19,7 +19,7 @@ def from_array(x: Any) -> Tensor:
     >>> import minigrad as mg
     >>> if mg.cuda.is_available():
     ...     x = mg.zeros(3, device="cuda")
-    ...     mg.cuda.from_array(x).copy_(mg.ones(3, device="cuda"))
+    ...     _ = mg.cuda.from_array(x).copy_(mg.ones(3, device="cuda"))
     ...     assert x.tolist() == [1, 1, 1]
     """
     if not hasattr(x, "__cuda_array_interface__"):
