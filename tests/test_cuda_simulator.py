@@ -5,6 +5,8 @@ All of it, which takes minutes: NUMBA_ENABLE_CUDASIM=1 python -m pytest --device
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from cuda_process import passed
 
 from minigrad.ops.conventions import CONVENTIONS
@@ -27,4 +29,5 @@ QUICKEST = [  # of training, gradcheck and the examples, whose other tests take 
 
 
 def test_the_device_passes_the_suite_of_the_cpu(device: str) -> None:
-    assert passed(ON_THE_DEVICE + QUICKEST, device) > 3200
+    at_least = 3200 if find_spec("torch") else 2900  # a tenth of them asks torch
+    assert passed(ON_THE_DEVICE + QUICKEST, device) > at_least
