@@ -25,9 +25,9 @@ class Op:
     output and whose others are by-products without gradient (indices of a maximum, say).
 
     A rule takes what it names: `g` (the upstream gradient), `out` (the output), an input or attribute by its name,
-    `<input>_shape`, `aux` (the by-products), and for a variadic input `i` (which one). Only what the rules of inputs
-    that require grad name is kept for the backward pass. A rule may return None for a gradient of zero. An input
-    without a rule must not require grad.
+    `<input>_shape`, `aux` (the by-products), `shared` (a list for what several rules need, empty when the first of them
+    runs), and for a variadic input `i` (which one). Only what the rules of inputs that require grad name is kept for
+    the backward pass. A rule may return None for a gradient of zero. An input without a rule must not require grad.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Op:
             if name not in self.inputs:
                 raise TypeError(f"{self.name}.vjp: no input {name!r}; there are {self.inputs}")
             wants = tuple(inspect.signature(rule).parameters)
-            known = {"g", "out", "aux", "i", *self.inputs, *self.attributes, *(f"{x}_shape" for x in self.inputs)}
+            shapes = (f"{x}_shape" for x in self.inputs)
+            known = {"g", "out", "aux", "i", "shared", *self.inputs, *self.attributes, *shapes}
             if unknown := [want for want in wants if want not in known]:
                 raise TypeError(f"{self.name}.vjp for {name!r}: nothing is called {unknown}; there are {sorted(known)}")
             self.rules[name] = rule, wants
@@ -152,7 +153,7 @@ class Op:
                     wanted[want] = want, "shape", -1 if last else self.inputs.index(base)
                 elif want in ("out", "aux"):
                     wanted[want] = want, want, 0
-        places = {name: place for place, name in enumerate([*wanted, "g", "i"])}
+        places = {name: place for place, name in enumerate([*wanted, "g", "shared", "i"])}
         rules = [(i, *self.rules[self.input_name(i)]) for i in required]
         return Plan(
             tuple(wanted.values()),
@@ -194,7 +195,7 @@ def _where(x: Any) -> str:
 class Plan(NamedTuple):
     """What a node keeps, and its rules: for each input that requires grad the rule and the places of its arguments.
 
-    The places are those in the list of what was kept, then g, then i.
+    The places are those in the list of what was kept, then g, `shared` and i.
     """
 
     keeps: tuple[tuple[str, str, int], ...]  # name, kind, which input
@@ -240,7 +241,7 @@ class Node:
         for counter, then, place in self.versions:
             if counter[0] != then:
                 raise self._changed(counter[0], then, place)
-        known = [*self.saved, g, 0]
+        known: list[Any] = [*self.saved, g, [], 0]
         at = self.plan.out
         if at is not None:
             out = known[at] = Tensor(known[at], g.device)
@@ -271,7 +272,7 @@ class Node:
         if kernels(gradient.device).is_view(data):
             return False
         for kept in known:
-            for x in kept if type(kept) is tuple else (kept,):
+            for x in kept if isinstance(kept, tuple | list) else (kept,):
                 if isinstance(x, Tensor) and x.data is data:
                     return False
         return True

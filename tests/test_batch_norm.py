@@ -11,6 +11,7 @@ import pytest
 import minigrad as mg
 from minigrad import nn
 from minigrad.nn import functional as F
+from minigrad.ops import batch_norm as ops
 from minigrad.ops.batch_norm import standardize
 
 rng = np.random.default_rng(0)
@@ -38,6 +39,15 @@ def test_batch_norm_is_numpys(shape, dtype, device):
     for t, expected, size in zip(found, exact, sizes, strict=True):
         scale = (per_channel if t.dtype == mg.float64 else per_element) * max(1, size)
         np.testing.assert_allclose(t.detach().numpy(), expected.reshape(t.shape), rtol=0, atol=scale)
+
+
+def test_the_three_gradients_share_their_sums(device, monkeypatch):
+    asked, sums = [], ops._sums
+    monkeypatch.setattr(ops, "_sums", lambda *args, **how: asked.append(args) or sums(*args, **how))
+    xs = [mg.randn(*shape, device=device).requires_grad_() for shape in ((4, 3), (3,), (3,))]
+    y, *_ = standardize(*xs)
+    y.sum().backward()
+    assert len(asked) == 1 and all(x.grad is not None for x in xs)
 
 
 def test_derivatives_of_batch_norm_are_slopes(device):
@@ -69,6 +79,17 @@ def test_statistics_are_accurate_whatever_the_first_element(device):
     np.testing.assert_allclose(var.numpy(), deviation**2, rtol=1e-7)
     expected = (exact - exact.mean((0, 2), keepdims=True)) / np.sqrt(exact.var((0, 2), keepdims=True) + 1e-5)
     np.testing.assert_allclose(y.numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_the_mean_is_infinite_where_an_element_is(value, place, device):
+    x = np.arange(12, dtype=np.float32).reshape(6, 2)
+    x[place, 1] = value
+    y, mean, var = (t.numpy() for t in standardize(mg.tensor(x, device=device)))
+    np.testing.assert_array_equal(mean, [5, value])
+    assert var[0] == pytest.approx(35 / 3) and np.isnan(var[1])
+    assert np.isfinite(y[:, 0]).all() and np.isnan(y[:, 1]).all()
 
 
 def test_batch_norm_gives_the_same_bits_every_time(device):
@@ -127,16 +148,16 @@ def test_batch_norm_has_a_third_derivative(device):
 def test_kernels_of_batch_norm_give_the_same_bits_serial_and_parallel(device):
     if device != "cpu":
         pytest.skip("two variants of one kernel are the CPU's")
-    x, g = (np.random.default_rng(i).standard_normal((5, 300)).astype(np.float32) for i in range(2))  # 3 channels
-    mean, var, along = (np.empty((2, 3)) for _ in range(3))
-    out, slope = (np.empty((2, *x.shape), x.dtype) for _ in range(2))
-    weight, bias = np.arange(1.0, 4), np.arange(3.0)
-    for i, variant in enumerate(("serial", "parallel")):
-        getattr(kernels._normalize, variant)(x, 100, weight, bias, 1e-5, mean[i], var[i], out[i])
-        getattr(kernels._along, variant)(g, x, 100, mean[i], along[i])
-        getattr(kernels._project, variant)(g, x, 100, mean[i], weight, bias, slope[i])
-    for made in (mean, var, along, out, slope):
-        np.testing.assert_array_equal(made[0], made[1])
+    x, g = (np.random.default_rng(i).standard_normal((5, 3000)).astype(np.float32) for i in range(2))
+    for pixels in (1, 1000):
+        channels = 3000 // pixels
+        sums, centred, out = np.empty((2, 2, channels)), np.empty((2, 2, channels)), np.empty((2, *x.shape), x.dtype)
+        for i, variant in enumerate(("serial", "parallel")):
+            getattr(kernels._moments, variant)(g, x, pixels, np.zeros(channels), False, sums[i])
+            getattr(kernels._moments, variant)(x, x, pixels, np.zeros(channels), True, centred[i])
+            getattr(kernels._combine, variant)(out[i], g, x, pixels, np.arange(4.0 * channels).reshape(4, channels))
+        for made in (sums, centred, out):
+            np.testing.assert_array_equal(made[0], made[1])
 
 
 def test_batch_norm_refuses_two_dtypes():

@@ -22,14 +22,19 @@ def _batch_norm(k: Any, x: Any, weight: Any, bias: Any, *, eps: float) -> Any:
 
 
 @primitive()
-def _input_grad(k: Any, y: Any, x: Any, weight: Any, mean: Any, var: Any, *, eps: float) -> Any:
-    """`mean` and `var` are those of x: the rule for x is the whole derivative."""
-    return k.batch_norm_input_grad(y, x, weight, mean, var, eps)
+def _sums(k: Any, y: Any, x: Any, mean: Any, var: Any, *, eps: float) -> Any:
+    """Σ y and Σ y x̂, (2, C); and beside them the same in float64."""
+    return k.batch_norm_sums(y, x, mean, var, eps)
 
 
 @primitive()
-def _weight_grad(k: Any, y: Any, x: Any, mean: Any, var: Any, *, eps: float) -> Any:
-    return k.batch_norm_weight_grad(y, x, mean, var, eps)
+def _project(k: Any, y: Any, x: Any, weight: Any, mean: Any, var: Any, sums: Any, *, eps: float) -> Any:
+    """w r P y. `mean` and `var` are those of x, `sums` those of y and x: the rules are whole derivatives."""
+    return k.batch_norm_input_grad(y, x, weight, mean, var, sums, eps)
+
+
+def _input_grad(y: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    return _project(y, x, weight, mean, var, _sums(y, x, mean, var, eps=eps)[1], eps=eps)
 
 
 def _dims(x: Tensor) -> tuple[int, ...]:
@@ -50,7 +55,7 @@ def _curvature(h: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, mean: Ten
     if weight is not None:
         h = h * _column(weight, x)
     hat, dims = _standardized(x, eps), _dims(x)
-    along_h, along_y = (_input_grad(t, x, None, mean, var, eps=eps) for t in (h, y))
+    along_h, along_y = (_input_grad(t, x, None, mean, var, eps) for t in (h, y))
     r = rsqrt(variance(x, dims, correction=0, keepdim=True) + eps)
     return -r * (
         hat * average(h * along_y, dims, keepdim=True)
@@ -59,19 +64,28 @@ def _curvature(h: Tensor, y: Tensor, x: Tensor, weight: Tensor | None, mean: Ten
     )
 
 
+def _shared_sums(shared: list[Tensor], g: Tensor, x: Tensor, aux: tuple[Tensor, Tensor], eps: float) -> list[Tensor]:
+    """All three gradients need them."""
+    if not shared:
+        shared += _sums(g, x, *aux, eps=eps)
+    return shared
+
+
 _batch_norm.vjp(
-    x=lambda g, x, weight, aux, eps: _input_grad(g, x, weight, *aux, eps=eps),
-    weight=lambda g, x, aux, eps: _weight_grad(g, x, *aux, eps=eps),
-    bias=lambda g: sum(g, _dims(g)),
+    x=lambda g, x, weight, aux, eps, shared: _project(
+        g, x, weight, *aux, _shared_sums(shared, g, x, aux, eps)[1], eps=eps
+    ),
+    weight=lambda g, x, aux, eps, shared: _shared_sums(shared, g, x, aux, eps)[0][1],
+    bias=lambda g, x, aux, eps, shared: _shared_sums(shared, g, x, aux, eps)[0][0],
 )
-_input_grad.vjp(
-    y=lambda g, x, weight, mean, var, eps: _input_grad(g, x, weight, mean, var, eps=eps),
-    weight=lambda g, y, x, mean, var, eps: sum(g * _input_grad(y, x, None, mean, var, eps=eps), _dims(x)),
+_project.vjp(
+    y=lambda g, x, weight, mean, var, eps: _input_grad(g, x, weight, mean, var, eps),
+    weight=lambda g, y, x, mean, var, eps: sum(g * _input_grad(y, x, None, mean, var, eps), _dims(x)),
     x=lambda g, y, x, weight, mean, var, eps: _curvature(g, y, x, weight, mean, var, eps),
 )
-_weight_grad.vjp(
-    y=lambda g, x, eps: _column(g, x) * _standardized(x, eps),
-    x=lambda g, y, x, mean, var, eps: _input_grad(_column(g, x) * y, x, None, mean, var, eps=eps),
+_sums.vjp(
+    y=lambda g, x, eps: _column(g[0], x) + _column(g[1], x) * _standardized(x, eps),
+    x=lambda g, y, x, mean, var, eps: _input_grad(_column(g[1], x) * y, x, None, mean, var, eps),
 )
 
 

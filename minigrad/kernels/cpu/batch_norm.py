@@ -1,4 +1,8 @@
-"""Batch normalization: statistics in float64, and all passes over a few channels while these are in cache.
+"""Batch normalization: two sums over each channel, and then one combination of g and x; channels in float64.
+
+All that is asked of a channel are Σ a and Σ a (x − x₀), with its first element x₀ in the place of the mean: a = x − x₀
+gives the statistics in one reading of x, a = g the gradients. That costs few digits if x₀ is far from the mean, which
+it is by √n standard deviations at most (Samuelson's inequality).
 
 An image is a line of columns, as many to a channel as it has pixels. Sums run down each column and then over those of a
 channel, in an order that the shape alone decides: the bits do not depend on how many threads there are.
@@ -15,8 +19,21 @@ from minigrad.kernels.cpu._jit import helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15
-_COLUMNS = 512  # worked together, at least
+_COLUMNS = 1024  # summed together, at least: what a job reads of an image should be some KiB
 _LANES = 8
+_SHORT = 16  # pixels: shorter lines are worked through together
+
+
+@helper
+def _add(
+    total: Array, along: Array, g: Array, x: Array, other_g: Array, other_x: Array, two: bool, x0: Array, centred: bool
+) -> None:
+    """Σ a and Σ a (x − x₀), a line or `two` on: the sums are read and written for every second line only."""
+    for j in range(total.size):
+        here, there = x[j] - x0[j], other_x[j] - x0[j]
+        a, b = (here, there) if centred else (np.float64(g[j]), np.float64(other_g[j]))
+        total[j] += a + (b if two else 0.0)
+        along[j] += a * here + (b * there if two else 0.0)
 
 
 @helper
@@ -34,137 +51,86 @@ def _fold(columns: Array, channels: Array) -> None:
         channels[c] = lanes.sum()
 
 
-@helper
-def _spread(channels: Array, columns: Array) -> Array:
-    """The number of its channel in each column."""
-    pixels = columns.size // max(1, channels.size)
-    for c in range(channels.size):
-        columns[c * pixels : (c + 1) * pixels] = channels[c]
-    return columns
+@jit(_PARALLEL_FROM)
+def _moments(g: Array, x: Array, pixels: int, x0: Array, centred: bool, sums: Array) -> None:
+    """Σ a and Σ a (x − x₀) of each channel; a is x − x₀ if `centred`, else g."""
+    channels, share = x0.size, max(1, _COLUMNS // max(1, pixels))
+    for job in prange((channels + share - 1) // share):
+        c, d = job * share, min(channels, (job + 1) * share)
+        a, b = c * pixels, d * pixels
+        total, along, origin = np.zeros(b - a), np.zeros(b - a), np.empty(b - a)
+        for k in range(c, d):
+            origin[(k - c) * pixels : (k - c + 1) * pixels] = x0[k]
+        for i in range(0, len(x), 2):
+            k = min(i + 1, len(x) - 1)
+            _add(total, along, g[i, a:b], x[i, a:b], g[k, a:b], x[k, a:b], k > i, origin, centred)
+        _fold(total, sums[0, c:d])
+        _fold(along, sums[1, c:d])
 
 
 @helper
-def _add(columns: Array, row: Array) -> None:
-    for j in range(columns.size):
-        columns[j] += row[j]
+def _combine_line(out: Array, g: Array, x: Array, of_g: float, of_x: float, mean: float, constant: float) -> None:
+    for j in range(out.size):
+        out[j] = of_g * g[j] + of_x * (x[j] - mean) + constant
 
 
 @helper
-def _add_squares(columns: Array, row: Array, center: Array) -> None:
-    for j in range(columns.size):
-        columns[j] += (row[j] - center[j]) * (row[j] - center[j])
-
-
-@helper
-def _add_products(columns: Array, g: Array, row: Array, center: Array) -> None:
-    for j in range(columns.size):
-        columns[j] += g[j] * (row[j] - center[j])
-
-
-@helper
-def _jobs(channels: int, pixels: int) -> tuple[int, int]:
-    """How many jobs of how many channels."""
-    share = max(1, _COLUMNS // max(1, pixels))
-    return (channels + share - 1) // share, share
+def _combine_columns(out: Array, g: Array, x: Array, of_g: Array, of_x: Array, mean: Array, constant: Array) -> None:
+    for j in range(out.size):
+        out[j] = of_g[j] * g[j] + of_x[j] * (x[j] - mean[j]) + constant[j]
 
 
 @jit(_PARALLEL_FROM)
-def _normalize(
-    x: Array, pixels: int, weight: Array, bias: Array, eps: float, mean: Array, var: Array, out: Array
-) -> None:
-    """The mean first and then the mean of (x − mean)², so that a large mean costs no digits."""
-    jobs, share = _jobs(mean.size, pixels)
-    for job in prange(jobs):
-        c, d = job * share, min(mean.size, (job + 1) * share)
-        a, b = c * pixels, d * pixels
-        columns, center = np.zeros(b - a), np.empty(b - a)
-        for i in range(x.shape[0]):
-            _add(columns, x[i, a:b])
-        _fold(columns, mean[c:d])
-        for k in range(c, d):
-            mean[k] /= x.shape[0] * pixels
-        _spread(mean[c:d], center)
-        columns[:] = 0
-        for i in range(x.shape[0]):
-            _add_squares(columns, x[i, a:b], center)
-        _fold(columns, var[c:d])
-        scale = np.empty(d - c)
-        for k in range(c, d):
-            var[k] /= x.shape[0] * pixels
-            scale[k - c] = weight[k] / math.sqrt(var[k] + eps)
-        slope, shift = _spread(scale, columns), _spread(bias[c:d], np.empty(b - a))
-        for i in range(x.shape[0]):
-            row, made = x[i, a:b], out[i, a:b]
-            for j in range(b - a):
-                made[j] = (row[j] - center[j]) * slope[j] + shift[j]
-
-
-@jit(_PARALLEL_FROM)
-def _project(g: Array, x: Array, pixels: int, mean: Array, rstd: Array, weight: Array, out: Array) -> None:
-    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩)."""
-    jobs, share = _jobs(mean.size, pixels)
-    for job in prange(jobs):
-        c, d = job * share, min(mean.size, (job + 1) * share)
-        a, b = c * pixels, d * pixels
-        center, total, along = _spread(mean[c:d], np.empty(b - a)), np.zeros(b - a), np.zeros(b - a)
-        for i in range(x.shape[0]):
-            _add(total, g[i, a:b])
-            _add_products(along, g[i, a:b], x[i, a:b], center)
-        totals, alongs, scale = np.empty(d - c), np.empty(d - c), np.empty(d - c)
-        _fold(total, totals)
-        _fold(along, alongs)
-        for k in range(c, d):
-            scale[k - c] = weight[k] * rstd[k]
-            totals[k - c] /= x.shape[0] * pixels
-            alongs[k - c] *= rstd[k] * rstd[k] / (x.shape[0] * pixels)
-        level, slope, scales = _spread(totals, total), _spread(alongs, along), _spread(scale, np.empty(b - a))
-        for i in range(x.shape[0]):
-            up, row, made = g[i, a:b], x[i, a:b], out[i, a:b]
-            for j in range(b - a):
-                made[j] = scales[j] * (up[j] - level[j] - (row[j] - center[j]) * slope[j])
-
-
-@jit(_PARALLEL_FROM)
-def _along(g: Array, x: Array, pixels: int, mean: Array, out: Array) -> None:
-    """Σ g (x − mean) over each channel."""
-    jobs, share = _jobs(mean.size, pixels)
-    for job in prange(jobs):
-        c, d = job * share, min(mean.size, (job + 1) * share)
-        a, b = c * pixels, d * pixels
-        center, along = _spread(mean[c:d], np.empty(b - a)), np.zeros(b - a)
-        for i in range(x.shape[0]):
-            _add_products(along, g[i, a:b], x[i, a:b], center)
-        _fold(along, out[c:d])
+def _combine(out: Array, g: Array, x: Array, pixels: int, table: Array) -> None:
+    """of_g · g + of_x · (x − mean) + constant, the rows of the table; a column of it is for so many pixels."""
+    for i in prange(len(out)):
+        if pixels == 1:
+            _combine_columns(out[i], g[i], x[i], table[0], table[1], table[2], table[3])
+        else:
+            for c in range(table.shape[1]):
+                a, b = c * pixels, (c + 1) * pixels
+                _combine_line(out[i, a:b], g[i, a:b], x[i, a:b], table[0, c], table[1, c], table[2, c], table[3, c])
 
 
 @np.errstate(all="ignore")
 def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
     """(x − mean) / √(var + eps) · weight + bias for x (N, C, …), and mean and var (C,) in float64."""
-    lines, channels = _lines(x), x.shape[1]
-    mean, var, out = np.empty(channels), np.empty(channels), np.empty(x.shape, lines.dtype)
-    _normalize(lines, _pixels(x), _wide(weight, 1, channels), _wide(bias, 0, channels), eps, mean, var, _lines(out))
-    return cast(out, x.dtype), mean, var
+    lines, n = _lines(x), _count(x)
+    x0 = _origins(lines, x)
+    total, along = _sums(lines, lines, x0, True)
+    shift = total / n
+    mean, var = x0 + shift, np.maximum(along / n - shift * shift, 0)  # below 0 by rounding
+    scale = _wide(weight, 1, x0.size) / np.sqrt(var + eps)
+    return _combined(lines, lines, (np.zeros(x0.size), scale, mean, _wide(bias, 0, x0.size)), x), mean, var
 
 
 @np.errstate(all="ignore")
-def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float) -> Array:
-    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel."""
-    lines, rstd = _lines(x), _rstd(var, eps)
-    out = np.empty(x.shape, lines.dtype)
-    _project(_lines(g), lines, _pixels(x), mean, rstd, _wide(weight, 1, x.shape[1]), _lines(out))
-    return cast(out, x.dtype)
+def batch_norm_sums(g: Array, x: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """Σ g and Σ g x̂ over each channel, (2, C) in x's dtype and in float64."""
+    lines = _lines(x)
+    x0 = _origins(lines, x)
+    sums = _sums(_lines(g), lines, x0, False)
+    sums[1] = (sums[1] - sums[0] * (mean - x0)) / np.sqrt(var + eps)
+    return sums.astype(x.dtype), sums
 
 
 @np.errstate(all="ignore")
-def batch_norm_weight_grad(g: Array, x: Array, mean: Array, var: Array, eps: float) -> Array:
-    """Σ g x̂ over each channel."""
-    along = np.empty(x.shape[1])
-    _along(_lines(g), _lines(x), _pixels(x), mean, along)
-    return np.asarray(along * _rstd(var, eps)).astype(x.dtype)
+def batch_norm_input_grad(
+    g: Array, x: Array, weight: Array | None, mean: Array, var: Array, sums: Array, eps: float
+) -> Array:
+    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel, of `batch_norm_sums`."""
+    rstd, (level, slope) = 1 / np.sqrt(var + eps), sums / _count(x)
+    scale = _wide(weight, 1, x.shape[1]) * rstd
+    return _combined(_lines(g), _lines(x), (scale, -scale * rstd * slope, mean, -scale * level), x)
 
 
 def _pixels(x: Array) -> int:
     return math.prod(x.shape[2:])
+
+
+def _count(x: Array) -> int:
+    """How many elements a channel has."""
+    return x.shape[0] * _pixels(x)
 
 
 def _lines(x: Array) -> Array:
@@ -173,8 +139,27 @@ def _lines(x: Array) -> Array:
     return np.ascontiguousarray(x, dtype).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
-def _rstd(var: Array, eps: float) -> Array:
-    return np.asarray(1 / np.sqrt(var + eps))
+def _origins(lines: Array, x: Array) -> Array:
+    """x₀ of each channel; 0 where that is infinite or NaN, as the mean's own value then is to come out."""
+    if not x.size:
+        return np.zeros(x.shape[1])
+    first = lines[0, :: _pixels(x)].astype(np.float64)
+    return np.where(np.isfinite(first), first, 0)
+
+
+def _sums(g: Array, lines: Array, x0: Array, centred: bool) -> Array:
+    sums = np.zeros((2, x0.size))
+    _moments(g, lines, lines.shape[1] // max(1, x0.size), x0, centred, sums)
+    return sums
+
+
+def _combined(g: Array, lines: Array, table: tuple[Array, ...], x: Array) -> Array:
+    pixels, coefficients = _pixels(x), np.stack(table)
+    if pixels < _SHORT:
+        pixels, coefficients = 1, coefficients.repeat(pixels, 1)
+    out = np.empty(x.shape, lines.dtype)
+    _combine(_lines(out), g, lines, pixels, coefficients)
+    return cast(out, x.dtype)
 
 
 def _wide(channels: Array | None, default: float, size: int) -> Array:

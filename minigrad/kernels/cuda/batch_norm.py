@@ -1,4 +1,4 @@
-"""Batch normalization in three launches, and three for each gradient: elements in x's dtype, channels in float64.
+"""Batch normalization in three launches, and four for its gradients: elements in x's dtype, channels in float64.
 
 All that is asked of a channel are two sums, Σ a and Σ a (x − x₀), with its first element x₀ in the place of the mean:
 a = x − x₀ gives the statistics in one reading of x, a = g the gradients. Blocks sum pieces of a channel and carry the
@@ -23,6 +23,13 @@ _PIECE = 2 * BLOCK if SIMULATED else 16 * BLOCK  # elements of a channel for a b
 _MOST_PIECES = 3 if SIMULATED else 128
 
 
+@helper
+def _origin(x: Any, at: Any) -> Any:
+    """x₀ of a channel; 0 where that is infinite or NaN, as the mean's own value then is to come out."""
+    first = ldg(x, at)
+    return first if first - first == x.dtype.type(0) else x.dtype.type(0)
+
+
 @kernel("T[] T[] T[] ? u4 u4 u4 u4 u4", T=FLOATS)
 def _moments(
     sums: Any, g: Any, x: Any, centred: Any, channels: Any, length: Any, n: Any, width: Any, pieces: Any
@@ -35,7 +42,7 @@ def _moments(
     first, last = np.uint32(start + thread), min(np.uint32(start + width), n)
     image, pixel = np.uint32(first // length), np.uint32(first % length)
     images, pixels = np.uint32(np.uint32(BLOCK) // length), np.uint32(np.uint32(BLOCK) % length)
-    origin, zero = x[np.uint32(channel * length)], x.dtype.type(0)
+    origin, zero = _origin(x, np.uint32(channel * length)), x.dtype.type(0)
     total, rest, along, along_rest = zero, zero, zero, zero
     for _ in steps(first, last, np.uint32(BLOCK)):
         at = np.uint32(np.uint32(np.uint32(np.uint32(image * channels) + channel) * length) + pixel)
@@ -94,37 +101,37 @@ def _statistics(
         spread = along / np.float64(n) - shift * shift
         if spread < np.float64(0):  # by rounding
             spread = np.float64(0)
-        mean[c], var[c] = np.float64(x[np.uint32(np.uint32(c) * length)]) + shift, spread
+        mean[c], var[c] = _origin(x, np.uint32(np.uint32(c) * length)) + shift, spread
         scale = np.float64(1) / math.sqrt(spread + eps)
         if weighted:
             scale *= np.float64(weight[c])
         _set(table, np.uint32(c), np.float64(0), scale, mean[c], np.float64(bias[c]) if biased else np.float64(0))
 
 
-@kernel("u4 T[] T[] T[] T[] ? f8[] f8[] f8 u4 u4 u4", T=FLOATS)
-def _projection(
-    channels: Any, table: Any, sums: Any, x: Any, weight: Any, weighted: Any, mean: Any, var: Any, eps: Any,
-    length: Any, n: Any, pieces: Any,
-) -> None:  # fmt: skip
-    """weight · rstd · (g − ⟨g⟩ − (x − mean) rstd² ⟨g (x − mean)⟩) for `_combine`."""
+@kernel("u4 T[] f8[] T[] T[] f8[] f8[] f8 u4 u4", T=FLOATS)
+def _totals(
+    channels: Any, out: Any, wide: Any, sums: Any, x: Any, mean: Any, var: Any, eps: Any, length: Any, pieces: Any
+) -> None:
+    """Σ g and, behind those of all channels, Σ g x̂; in two dtypes."""
     for c in items(channels):
         total, along = _added(sums, np.uint32(c), pieces)
-        along -= total * (mean[c] - np.float64(x[np.uint32(np.uint32(c) * length)]))
+        along -= total * (mean[c] - _origin(x, np.uint32(np.uint32(c) * length)))
+        along /= math.sqrt(var[c] + eps)
+        behind = np.uint32(np.uint32(c) + channels)
+        wide[c], wide[behind] = total, along
+        out[c], out[behind] = total, along
+
+
+@kernel("u4 T[] f8[] T[] ? f8[] f8[] f8 u4", T=FLOATS)
+def _projection(
+    channels: Any, table: Any, sums: Any, weight: Any, weighted: Any, mean: Any, var: Any, eps: Any, n: Any
+) -> None:
+    """weight · rstd · (g − ⟨g⟩ − (x − mean) rstd ⟨g x̂⟩) for `_combine`."""
+    for c in items(channels):
+        level, slope = sums[c] / np.float64(n), sums[np.uint32(np.uint32(c) + channels)] / np.float64(n)
         rstd = np.float64(1) / math.sqrt(var[c] + eps)
         scale = rstd * np.float64(weight[c]) if weighted else rstd
-        slope = -scale * rstd * rstd * along / np.float64(n)
-        _set(table, np.uint32(c), scale, slope, mean[c], -scale * total / np.float64(n))
-
-
-@kernel("u4 T[] T[] T[] f8[] f8[] f8 u4 u4", T=FLOATS)
-def _along(
-    channels: Any, out: Any, sums: Any, x: Any, mean: Any, var: Any, eps: Any, length: Any, pieces: Any
-) -> None:
-    """Σ g x̂."""
-    for c in items(channels):
-        total, along = _added(sums, np.uint32(c), pieces)
-        along -= total * (mean[c] - np.float64(x[np.uint32(np.uint32(c) * length)]))
-        out[c] = along / math.sqrt(var[c] + eps)
+        _set(table, np.uint32(c), scale, -scale * rstd * slope, mean[c], -scale * level)
 
 
 @kernel("u4 T[] T[] T[] T[] u4 u4", T=FLOATS)
@@ -147,24 +154,25 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     return _combined(flat, flat, table, x), mean, var
 
 
-def batch_norm_input_grad(g: Array, x: Array, weight: Array | None, mean: Array, var: Array, eps: float) -> Array:
-    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel."""
-    flat_g, flat = _flat(g), _flat(x)
-    channels, length, n = _extents(flat)
-    sums, pieces = _sums(flat_g, flat, False)
-    table = empty((channels, 4), flat.dtype)
-    _projection.each(channels, table, sums, flat, *_or(weight, flat), mean, var, eps, length, n, pieces)
-    return _combined(flat_g, flat, table, x)
-
-
-def batch_norm_weight_grad(g: Array, x: Array, mean: Array, var: Array, eps: float) -> Array:
-    """Σ g x̂ over each channel."""
+def batch_norm_sums(g: Array, x: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
+    """Σ g and Σ g x̂ over each channel, (2, C) in x's dtype and in float64."""
     flat = _flat(x)
     channels, length, _ = _extents(flat)
     sums, pieces = _sums(_flat(g), flat, False)
-    out = empty((channels,), flat.dtype)
-    _along.each(channels, out, sums, flat, mean, var, eps, length, pieces)
-    return cast(out, x.dtype)
+    out, wide = empty((2, channels), flat.dtype), empty((2, channels), np.float64)
+    _totals.each(channels, out, wide, sums, flat, mean, var, eps, length, pieces)
+    return cast(out, x.dtype), wide
+
+
+def batch_norm_input_grad(
+    g: Array, x: Array, weight: Array | None, mean: Array, var: Array, sums: Array, eps: float
+) -> Array:
+    """weight · rstd · (g − ⟨g⟩ − x̂ ⟨g x̂⟩), ⟨·⟩ the mean over a channel, of `batch_norm_sums`."""
+    flat = _flat(x)
+    channels, _, n = _extents(flat)
+    table = empty((channels, 4), flat.dtype)
+    _projection.each(channels, table, sums, *_or(weight, flat), mean, var, eps, n)
+    return _combined(_flat(g), flat, table, x)
 
 
 def _flat(x: Array) -> Array:
