@@ -9,13 +9,14 @@ from test_conv import close, leaf, same_to_second_order
 
 import minigrad as mg
 from minigrad.device import kernels
-from minigrad.kernels.cpu import _jit, pool
+from minigrad.kernels.cpu import _jit, _tile, pool
 from minigrad.ops import pool as ops
 
 CASES = [  # space, kernel, stride, padding
     ((7,), (2,), (2,), (1,)),
     ((5, 6), (3, 2), (2, 1), (1, 0)),
     ((4, 4), (2, 2), (3, 3), (1, 1)),
+    ((6, 38), (2, 2), (2, 2), (0, 0)),
     ((3, 4, 2), (2, 2, 2), (1, 2, 1), (0, 1, 0)),
 ]
 
@@ -76,7 +77,9 @@ def test_avg_pool_against_loops(case, count_include_pad, run):
     close(run("avg_pool_grad", g, case[0], *case[1:], count_include_pad), spread)
 
 
-@pytest.mark.parametrize(("space", "scale"), [((3,), (2,)), ((2, 3), (3, 1)), ((2, 1, 2), (1, 2, 3))])
+@pytest.mark.parametrize(
+    ("space", "scale"), [((3,), (2,)), ((2, 3), (3, 1)), ((3, 19), (2, 2)), ((2, 1, 2), (1, 2, 3))]
+)
 def test_upsampling_against_repeat(space, scale, run):
     x = np.random.default_rng(0).standard_normal((2, 3, *space))
     repeated = x
@@ -245,7 +248,7 @@ def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch, device):
     if device != "cpu":
         pytest.skip("two variants of one kernel are the CPU's")
     x = np.random.default_rng(0).standard_normal((6, 11, 32, 33)).astype(np.float32)
-    windows = (3, 3), (2, 2), (1, 1)
+    windows, blocks = ((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0))
 
     def results():
         values, indices = pool.max_pool(x, *windows)
@@ -254,11 +257,40 @@ def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch, device):
         yield pool.pool_scatter(values, indices, x.shape[2:], windows)
         yield pool.avg_pool(x, *windows, False)
         yield pool.avg_pool_grad(values, x.shape[2:], *windows, True)
+        yield from pool.max_pool(x[..., :32], *blocks)
+        yield pool.avg_pool(x[..., :32], *blocks, True)
+        yield pool.upsample_nearest(x, (2, 2))
 
     parallel = list(results())
     monkeypatch.setattr(_jit, "_forked", True)
     for ours, then in zip(results(), parallel, strict=True):
         assert (ours == then).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_blocks_are_the_windows_that_they_stand_for(dtype, monkeypatch, device):
+    """Ties, infinities and NaN included; 11 and 33 blocks to a line."""
+    if device != "cpu":
+        pytest.skip("a way of the CPU's")
+    rng = np.random.default_rng(0)
+    windows = (2, 2), (2, 2), (0, 0)
+    for width in (22, 66):
+        x = rng.integers(-2, 3, (3, 7, 16, width)).astype(dtype)
+        x[rng.random(x.shape) < 0.1] = np.nan
+        x[rng.random(x.shape) < 0.1] = -np.inf
+        y = rng.standard_normal(x.shape).astype(dtype)
+
+        def results(x=x, y=y):
+            values, indices = pool.max_pool(x, *windows)
+            yield from (values, indices, pool.avg_pool(y, *windows, True), pool.upsample_nearest_grad(y, (2, 2)))
+            yield from (pool.upsample_nearest(y, (2, 2)), pool.avg_pool_grad(y, (32, 2 * y.shape[3]), *windows, False))
+
+        blocks = list(results())
+        with monkeypatch.context() as patch:
+            patch.setattr(_tile, "PLAIN", True)
+            for ours, plain in zip(blocks, results(), strict=True):
+                assert ours.dtype == plain.dtype
+                np.testing.assert_array_equal(ours, plain)
 
 
 def test_one_image_without_a_batch(device):

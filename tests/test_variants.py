@@ -77,6 +77,7 @@ def convolutions(dtype: str) -> None:
     twice(lambda x, w: F.conv2d(x, w, stride=2, padding=1), *halved)
     twice(lambda x: F.max_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(x, 3), x)
+    twice(lambda x: F.avg_pool2d(F.max_pool2d(mg.upsample(x, 2), 2), 2), x[:, :, :18, :16])  # by blocks
     twice(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, w[:4, 0, 0, 0], b[:4])
 
 
