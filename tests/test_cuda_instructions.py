@@ -73,6 +73,27 @@ def test_sums() -> None:
     assert done(lambda: image.sum((0, 2, 3)), image.numel())["reduce._reduction.by_blocks.sum"] <= 10 * 4
 
 
+def test_pooling_by_two() -> None:
+    """For each pixel: four bytes, and a quarter of what a window has, for a maximum its place of eight bytes too."""
+    x = drawn(16, 64, 32, 32).requires_grad_()
+    largest, average = F.max_pool2d(x, 2), F.avg_pool2d(x, 2)
+    g = drawn(*average.shape)
+
+    def every() -> Any:
+        F.max_pool2d(x, 2), F.avg_pool2d(x, 2)
+        return mg.grad(largest, x, g, retain_graph=True), mg.grad(average, x, g, retain_graph=True)
+
+    found = done(every, x.numel())
+    assert found["_blocks.max_blocks"] <= PER_BYTE * 7 and found["_blocks.put_back_blocks"] <= PER_BYTE * 7
+    assert found["_blocks.sum_blocks"] <= PER_BYTE * 5 and found["_blocks.deal_blocks"] <= PER_BYTE * 5
+
+
+def test_batch_norm() -> None:
+    """Sums in two numbers take twelve a byte, not yet six; the combination seven."""
+    found = done(lambda: F.batch_norm(drawn(16, 64, 32, 32), None, None, training=True), 1 << 20)
+    assert found["batch_norm._moments"] <= 12 * 4 and found["batch_norm._combine"] <= 7 * 8
+
+
 @pytest.mark.parametrize("columns", [1024, 4608, 16384])
 def test_spectral_norm(columns: int) -> None:
     """In one pass over W as long as a block can hold a row; a pass has up to eight instructions a byte, not yet six."""

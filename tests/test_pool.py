@@ -1,5 +1,6 @@
 """Pooling and upsampling: against plain loops, and against torch to second order over random shapes."""
 
+import importlib
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ from test_conv import close, leaf, same_to_second_order
 
 import minigrad as mg
 from minigrad.device import kernels
-from minigrad.kernels.cpu import _jit, _tile, pool
+from minigrad.kernels.cpu import _jit, pool
 from minigrad.ops import pool as ops
 
 CASES = [  # space, kernel, stride, padding
@@ -268,26 +269,26 @@ def test_serial_and_parallel_kernels_agree_to_the_bit(monkeypatch, device):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_blocks_are_the_windows_that_they_stand_for(dtype, monkeypatch, device):
+def test_blocks_are_the_windows_that_they_stand_for(dtype, monkeypatch, run, device):
     """Ties, infinities and NaN included; 11 and 33 blocks to a line."""
-    if device != "cpu":
-        pytest.skip("a way of the CPU's")
-    rng = np.random.default_rng(0)
-    windows = (2, 2), (2, 2), (0, 0)
-    for width in (22, 66):
-        x = rng.integers(-2, 3, (3, 7, 16, width)).astype(dtype)
+    kernels = importlib.import_module(f"minigrad.kernels.{device}._blocks")
+    rng, windows = np.random.default_rng(0), ((2, 2), (2, 2), (0, 0))
+    for height, width in ((2, 6), (4, 22), (16, 66)):
+        x = rng.integers(-2, 3, (2, 3, height, width)).astype(dtype)
         x[rng.random(x.shape) < 0.1] = np.nan
         x[rng.random(x.shape) < 0.1] = -np.inf
         y = rng.standard_normal(x.shape).astype(dtype)
 
         def results(x=x, y=y):
-            values, indices = pool.max_pool(x, *windows)
-            yield from (values, indices, pool.avg_pool(y, *windows, True), pool.upsample_nearest_grad(y, (2, 2)))
-            yield from (pool.upsample_nearest(y, (2, 2)), pool.avg_pool_grad(y, (32, 2 * y.shape[3]), *windows, False))
+            values, indices = run("max_pool", x, *windows)
+            yield from (values, indices, run("pool_scatter", values, indices, x.shape[2:], windows))
+            yield from (run("avg_pool", y, *windows, True), run("upsample_nearest_grad", y, (2, 2)))
+            pixels = 2 * y.shape[2], 2 * y.shape[3]
+            yield from (run("upsample_nearest", y, (2, 2)), run("avg_pool_grad", y, pixels, *windows, False))
 
         blocks = list(results())
         with monkeypatch.context() as patch:
-            patch.setattr(_tile, "PLAIN", True)
+            patch.setattr(kernels, "cover", lambda *windows: False)
             for ours, plain in zip(blocks, results(), strict=True):
                 assert ours.dtype == plain.dtype
                 np.testing.assert_array_equal(ours, plain)

@@ -1,6 +1,6 @@
 """Pooling by windows of two by two pixels, side by side: no table to look into, and the loops become vector code.
 
-Nearly all pooling and upsampling is that. The tables of `pool.py` give the same numbers, two to four times slower.
+The tables of `pool.py` give the same numbers, two to four times slower.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from numba import prange
 
 from minigrad.kernels.cpu import _tile
 from minigrad.kernels.cpu._jit import helper, jit
+from minigrad.kernels.windows import Extents, are_blocks
 
-Extents = tuple[int, ...]
 _PARALLEL_FROM = 2**16  # numbers
 
 
-def are_blocks(space: Extents, kernel: Extents, stride: Extents, padding: Extents) -> bool:
-    """Do windows of two by two pixels cover the plane?"""
-    return kernel == stride == (2, 2) and padding == (0, 0) and not any(n % 2 for n in space) and not _tile.PLAIN
+def cover(space: Extents, kernel: Extents, stride: Extents, padding: Extents) -> bool:
+    """Are the kernels of this file for these windows?"""
+    return are_blocks(space, kernel, stride, padding) and not _tile.PLAIN
 
 
 @helper

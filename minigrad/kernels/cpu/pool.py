@@ -12,24 +12,19 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu._blocks import Extents, are_blocks, deal_blocks, max_blocks, sum_blocks
+from minigrad.kernels.cpu import _blocks
 from minigrad.kernels.cpu._jit import jit
+from minigrad.kernels.windows import Extents, Windows, counts
 
-Windows = tuple[Extents, Extents, Extents]  # kernel, stride, padding
 _PARALLEL_FROM = 2**16  # numbers
-
-
-def _output(space: Extents, kernel: Extents, stride: Extents, padding: Extents) -> Extents:
-    """How many windows there are along each dimension."""
-    return tuple((s + 2 * p - k) // t + 1 for s, k, t, p in zip(space, kernel, stride, padding, strict=True))
 
 
 @functools.lru_cache(maxsize=64)
 def _windows(space: Extents, kernel: Extents, stride: Extents, padding: Extents) -> Any:
     """(P, taps): the flat index of each input pixel of each window, −1 in the padding."""
     windows, inside = np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
-    counts = _output(space, kernel, stride, padding)
-    for extent, count, k, t, p in zip(space, counts, kernel, stride, padding, strict=True):
+    output = counts(space, kernel, stride, padding)
+    for extent, count, k, t, p in zip(space, output, kernel, stride, padding, strict=True):
         at = np.arange(count)[:, None] * t - p + np.arange(k)
         size = len(windows) * count, windows.shape[1] * k
         windows = (windows[:, None, :, None] * extent + at[None, :, None, :]).reshape(size)
@@ -85,11 +80,11 @@ def _scatter(x: Any, g: Any, indices: Any) -> None:
 def max_pool(x: Any, kernel: Extents, stride: Extents, padding: Extents) -> tuple[Any, Any]:
     """x (N, C, *S) → the largest value of each window and its flat index in the plane, both (N, C, *O)."""
     space, how = x.shape[2:], (kernel, stride, padding)
-    shape = *x.shape[:2], *_output(space, *how)
+    shape = *x.shape[:2], *counts(space, *how)
     planes = _planes(x)
     values, indices = np.empty(shape, planes.dtype), np.empty(shape, np.int64)
-    if are_blocks(space, *how):
-        max_blocks(_images(planes, space), *(_images(_planes(a), shape[2:]) for a in (values, indices)))
+    if _blocks.cover(space, *how):
+        _blocks.max_blocks(_images(planes, space), *(_images(_planes(a), shape[2:]) for a in (values, indices)))
     else:
         _max(planes, _windows(space, *how), _planes(values), _planes(indices))
     return values.astype(x.dtype, copy=False), indices
@@ -139,11 +134,11 @@ def upsample_nearest_grad(g: Any, scale: Extents) -> Any:
 @np.errstate(all="ignore")
 def _pooled(x: Any, how: Windows, count_include_pad: bool | None) -> Any:
     space = x.shape[2:]
-    planes, output = _planes(x), _output(space, *how)
+    planes, output = _planes(x), counts(space, *how)
     out = np.empty((*x.shape[:2], *output), planes.dtype)
-    if are_blocks(space, *how):
+    if _blocks.cover(space, *how):
         divisor = 1.0 if count_include_pad is None else 4.0
-        sum_blocks(_images(planes, space), _images(_planes(out), output), divisor)
+        _blocks.sum_blocks(_images(planes, space), _images(_planes(out), output), divisor)
     else:
         windows = _windows(space, *how)
         _collect(planes, windows, _divisors(windows, count_include_pad), _planes(out))
@@ -154,9 +149,9 @@ def _pooled(x: Any, how: Windows, count_include_pad: bool | None) -> Any:
 def _unpooled(g: Any, space: Extents, how: Windows, count_include_pad: bool | None) -> Any:
     planes = _planes(g)
     out = np.empty((*g.shape[:2], *space), planes.dtype)
-    if are_blocks(space, *how):
+    if _blocks.cover(space, *how):
         divisor = 1.0 if count_include_pad is None else 4.0
-        deal_blocks(_images(_planes(out), space), _images(planes, g.shape[2:]), divisor)
+        _blocks.deal_blocks(_images(_planes(out), space), _images(planes, g.shape[2:]), divisor)
     else:
         windows = _windows(space, *how)
         _spread(_planes(out), windows, _divisors(windows, count_include_pad), planes)

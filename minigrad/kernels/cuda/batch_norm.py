@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minigrad.kernels.cuda._numba import SIMULATED, cuda, ldg, steps
+from minigrad.kernels.cuda._numba import SIMULATED, cuda, divided, divisor, ldg, steps
 from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
 from minigrad.kernels.cuda.elementwise import _wide
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, items, kernel
@@ -134,10 +134,21 @@ def _projection(
         _set(table, np.uint32(c), scale, -scale * rstd * slope, mean[c], -scale * level)
 
 
-@kernel("u4 T[] T[] T[] T[] u4 u4", T=FLOATS)
-def _combine(size: Any, out: Any, g: Any, x: Any, table: Any, channels: Any, length: Any) -> None:
+@helper
+def _quotient(i: Any, n: Any, factor: Any, shift: Any) -> Any:
+    """⌊i / n⌋, with what `divisor` says of n unless that is 1."""
+    return divided(i, factor, shift) if n > np.uint32(1) else i
+
+
+@kernel("u4 T[] T[] T[] T[] u4 u4 u4 u4 u4 u4", T=FLOATS)
+def _combine(
+    size: Any, out: Any, g: Any, x: Any, table: Any, length: Any, factor: Any, shift: Any, channels: Any,
+    outer_factor: Any, outer_shift: Any,
+) -> None:  # fmt: skip
     for i in items(size):
-        at = np.uint32(np.uint32(np.uint32(np.uint32(i) // length) % channels) * np.uint32(4))
+        line = _quotient(np.uint32(i), length, factor, shift)
+        image = _quotient(line, channels, outer_factor, outer_shift)
+        at = np.uint32(np.uint32(line - np.uint32(image * channels)) * np.uint32(4))
         of_g, of_x = ldg(table, at), ldg(table, np.uint32(at + np.uint32(1)))
         mean, constant = ldg(table, np.uint32(at + np.uint32(2))), ldg(table, np.uint32(at + np.uint32(3)))
         out[i] = of_g * ldg(g, i) + of_x * (ldg(x, i) - mean) + constant
@@ -200,7 +211,8 @@ def _sums(g: Array, x: Array, centred: bool) -> tuple[Array, int]:
 def _combined(g: Array, x: Array, table: Array, like: Array) -> Array:
     out = empty(x.shape, x.dtype)
     channels, length, _ = _extents(x)
-    _combine.each(out.size, out, g, x, table, channels, length)
+    by = (number for n in (length, channels) for number in (n, *(divisor(n) if n > 1 else (0, 0))))
+    _combine.each(out.size, out, g, x, table, *by)
     return cast(out, like.dtype)
 
 

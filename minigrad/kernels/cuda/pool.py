@@ -1,7 +1,8 @@
 """Pooling and upsampling: every output element is gathered by one thread, from a box of the input.
 
 A window is a product of intervals, one for each dimension, and so are the windows that a pixel lies in: one kernel,
-given the intervals, is the average of windows and its adjoint. There are up to three dimensions of windows.
+given the intervals, is the average of windows and its adjoint. There are up to three dimensions of windows. Windows of
+two by two pixels side by side need no intervals (`_blocks`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from minigrad.kernels.cuda import _blocks
 from minigrad.kernels.cuda._numba import ldg, steps
 from minigrad.kernels.cuda.array import Array, cast, constant, contiguous, copy, empty
 from minigrad.kernels.cuda.elementwise import _wide, div
 from minigrad.kernels.cuda.index import gather
 from minigrad.kernels.cuda.launch import FLOATS, helper, items, kernel
 from minigrad.kernels.cuda.reduce import _settled, _two_sum, sum as _sum
-
-Extents = tuple[int, ...]
-Windows = tuple[Extents, Extents, Extents]  # kernel, stride, padding
+from minigrad.kernels.windows import Extents, Windows, counts
 
 
 def _intervals(extent: int, kernel: int, stride: int, padding: int) -> tuple[Any, Any]:
@@ -30,13 +30,13 @@ def _intervals(extent: int, kernel: int, stride: int, padding: int) -> tuple[Any
 
 
 @functools.lru_cache(maxsize=256)
-def _boxes(space: Extents, windows: Windows, adjoint: bool) -> tuple[Any, Extents]:
-    """A device array for `_box`, and the extents of the output: the windows, or for each pixel those it lies in.
+def _boxes(space: Extents, windows: Windows, adjoint: bool) -> Any:
+    """A device array for `_box`, of the windows, or for each pixel of those it lies in.
 
     The three extents of the output and of the input; then where intervals start, one dimension after another, and end.
     """
     axes = [_intervals(*axis) for axis in zip(space, *windows, strict=True)]
-    count = tuple(len(starts) for starts, _ in axes)
+    count = counts(space, *windows)
     source, target = (count, space) if adjoint else (space, count)
     if adjoint:  # window i holds pixel j if starts[i] ≤ j < ends[i], and both ascend
         axes = [
@@ -47,7 +47,7 @@ def _boxes(space: Extents, windows: Windows, adjoint: bool) -> tuple[Any, Extent
     table = [*none, *target, *none, *source]
     for value, bounds in enumerate(zip(*axes, strict=True)):
         table += [value for _ in none] + [n for axis in bounds for n in axis]
-    return constant(np.asarray(table, np.uint32)), target
+    return constant(np.asarray(table, np.uint32))
 
 
 @helper
@@ -127,10 +127,14 @@ def _put_back(size: Any, out: Any, g: Any, indices: Any, boxes: Any) -> None:
 
 def max_pool(x: Array, kernel: Extents, stride: Extents, padding: Extents) -> tuple[Array, Array]:
     """x (N, C, *S) → the largest value of each window and its flat index in the plane, both (N, C, *O)."""
-    boxes, output = _boxes(x.shape[2:], (kernel, stride, padding), False)
+    space, windows = x.shape[2:], (kernel, stride, padding)
+    output = counts(space, *windows)
     planes = contiguous(_wide(x))
     values, indices = empty(x.shape[:2] + output, planes.dtype), empty(x.shape[:2] + output, np.int64)
-    _max.each(values.size, values, indices, planes, boxes)
+    if _blocks.cover(space, *windows):
+        _blocks.max_blocks.each(values.size, values, indices, planes, *_blocks.planes(output))
+    else:
+        _max.each(values.size, values, indices, planes, _boxes(space, windows, False))
     return cast(values, x.dtype), indices
 
 
@@ -141,21 +145,25 @@ def pool_gather(x: Array, indices: Array) -> Array:
 
 def pool_scatter(g: Array, indices: Array, input_shape: Extents, windows: Windows) -> Array:
     """The adjoint of `pool_gather`: zeros of the planes `input_shape`, with every g[n, c, p] added at its index."""
-    boxes, _ = _boxes(input_shape, windows, True)
-    wide = contiguous(_wide(g))
+    wide, places = contiguous(_wide(g)), contiguous(indices)
     out = empty(g.shape[:2] + input_shape, wide.dtype)
-    _put_back.each(out.size, out, wide, contiguous(indices), boxes)
+    if _blocks.cover(input_shape, *windows):
+        _blocks.put_back_blocks.each(wide.size, out, wide, places, *_blocks.planes(g.shape[2:]))
+    else:
+        _put_back.each(out.size, out, wide, places, _boxes(input_shape, windows, True))
     return cast(out, g.dtype)
 
 
 def avg_pool(x: Array, kernel: Extents, stride: Extents, padding: Extents, count_include_pad: bool) -> Array:
     """x (N, C, *S) → the mean of each window (N, C, *O), padding counted as zeros or not at all."""
-    windows = kernel, stride, padding
-    boxes, output = _boxes(x.shape[2:], windows, False)
+    space, windows = x.shape[2:], (kernel, stride, padding)
+    if _blocks.cover(space, *windows):
+        return _summed(x, counts(space, *windows), 4)
     planes = contiguous(_wide(x))
-    out = empty(x.shape[:2] + output, planes.dtype)
+    out = empty(x.shape[:2] + counts(space, *windows), planes.dtype)
+    boxes = _boxes(space, windows, False)
     _mean.each(out.size, out, planes, boxes, math.prod(kernel) if count_include_pad else 1)
-    return cast(out if count_include_pad else div(out, _counts(x.shape[2:], windows, out.dtype)), x.dtype)
+    return cast(out if count_include_pad else div(out, _counts(space, windows, out.dtype)), x.dtype)
 
 
 def avg_pool_grad(
@@ -163,27 +171,49 @@ def avg_pool_grad(
 ) -> Array:
     """The adjoint of `avg_pool`: g (N, C, *O) → (N, C, *input_shape)."""
     windows = kernel, stride, padding
-    boxes, _ = _boxes(input_shape, windows, True)
+    if _blocks.cover(input_shape, *windows):
+        return _dealt(g, input_shape, 4)
     wide = _wide(g)
     if not count_include_pad:
         wide = div(wide, _counts(input_shape, windows, wide.dtype))
     out = empty(g.shape[:2] + input_shape, wide.dtype)
+    boxes = _boxes(input_shape, windows, True)
     _mean.each(out.size, out, contiguous(wide), boxes, math.prod(kernel) if count_include_pad else 1)
     return cast(out, g.dtype)
 
 
 def upsample_nearest(x: Array, scale: Extents) -> Array:
     """x (N, C, *S) → (N, C, *S·scale): every pixel becomes a block, which is a copy of a stretched view."""
-    split = x.view(_interleaved(x.shape, (1,) * len(scale)), _interleaved(x.strides, (0,) * len(scale)))
     output = tuple(s * f for s, f in zip(x.shape[2:], scale, strict=True))
+    if _blocks.cover(output, scale, scale, (0,) * len(scale)):
+        return _dealt(x, output, 1)
+    split = x.view(_interleaved(x.shape, (1,) * len(scale)), _interleaved(x.strides, (0,) * len(scale)))
     return copy(split.expand(_interleaved(x.shape, scale))).reshape(x.shape[:2] + output)
 
 
 def upsample_nearest_grad(g: Array, scale: Extents) -> Array:
     """The adjoint of `upsample_nearest`: the sum of each block."""
     space = tuple(s // f for s, f in zip(g.shape[2:], scale, strict=True))
+    if _blocks.cover(g.shape[2:], scale, scale, (0,) * len(scale)):
+        return _summed(g, space, 1)
     blocks = g.reshape(_interleaved(g.shape[:2] + space, scale))
     return _sum(blocks, tuple(range(3, blocks.ndim, 2)), False)
+
+
+def _summed(x: Array, output: Extents, number: int) -> Array:
+    """Of each block of two by two pixels Σ / number."""
+    wide = contiguous(_wide(x))
+    out = empty(x.shape[:2] + output, wide.dtype)
+    _blocks.sum_blocks.each(out.size, out, wide, *_blocks.lines(output), number)
+    return cast(out, x.dtype)
+
+
+def _dealt(g: Array, space: Extents, number: int) -> Array:
+    """The adjoint of `_summed`."""
+    wide = contiguous(_wide(g))
+    out = empty(g.shape[:2] + space, wide.dtype)
+    _blocks.deal_blocks.each(wide.size, out, wide, *_blocks.lines(g.shape[2:]), number)
+    return cast(out, g.dtype)
 
 
 def _interleaved(shape: Extents, scale: Extents) -> Extents:
