@@ -9,6 +9,7 @@ import numpy as np
 
 from minigrad.kernels.cpu import _memory
 from minigrad.kernels.cpu._jit import heard, jit
+from minigrad.kernels.cpu._layout import in_order
 from minigrad.kernels.cpu._quiet import quiet
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +52,7 @@ def eye(n: int, m: int, dtype: Any) -> Array:
 
 
 def copy(x: Array) -> Array:
-    return np.array(x, order="C")
+    return np.array(x, order="C") if x.flags.c_contiguous else in_order(x)
 
 
 def cast(x: Array, dtype: Any) -> Array:

@@ -10,6 +10,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import jit
+from minigrad.kernels.cpu._layout import in_order
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15
@@ -60,12 +61,12 @@ def index_select(x: Array, dim: int, index: Array) -> Array:
 def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
     """Zeros of `extent` along `dim`, plus each slice of g at its index: the adjoint of `index_select`."""
     moved = np.moveaxis(g, dim, 0)
-    rows = np.ascontiguousarray(moved).reshape(moved.shape[0], math.prod(moved.shape[1:]))
+    rows = in_order(moved).reshape(moved.shape[0], math.prod(moved.shape[1:]))
     wide = np.zeros((extent, *moved.shape[1:]), np.float32 if g.dtype == np.float16 else g.dtype)
     lines = wide.reshape(extent, rows.shape[1])
     _add_rows(lines, np.ascontiguousarray(index), rows.astype(wide.dtype, copy=False))
     out = cast(wide, g.dtype)
-    return np.ascontiguousarray(np.moveaxis(out, 0, dim)) if dim else out
+    return in_order(np.moveaxis(out, 0, dim)) if dim else out
 
 
 @jit(_PARALLEL_FROM)
@@ -107,7 +108,7 @@ def _corner(extents: tuple[int, ...], dim: int) -> tuple[slice, ...]:
 def _cube(x: Array, dim: int) -> Array:
     """What is before `dim`, along it, and behind it."""
     extents = math.prod(x.shape[:dim]), x.shape[dim], math.prod(x.shape[dim + 1 :])
-    return np.ascontiguousarray(x).reshape(extents)
+    return in_order(x).reshape(extents)
 
 
 def take(x: Array, places: Array) -> Array:

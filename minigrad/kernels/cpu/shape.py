@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from minigrad.kernels.cpu._layout import in_order
 from minigrad.kernels.cpu.array import Array
 
 
@@ -32,4 +33,4 @@ def cat(xs: tuple[Array, ...], dim: int) -> Array:
 
 
 def contiguous(x: Array) -> Array:
-    return np.asarray(x, order="C")
+    return in_order(x)
