@@ -58,7 +58,7 @@ def test_what_is_not(dtype):
     assert _layout.in_order(x) is x
     odd = np.empty(x.nbytes + 1, np.uint8)[1:].view(dtype).reshape(x.shape)
     odd[:] = x
-    records = np.zeros((300, 300), [("x", dtype), ("y", np.uint8)])
+    records = np.zeros(300, [("x", dtype, 300), ("y", np.uint8)])  # lines of an odd number of bytes
     records["x"] = x
     for other in (x[::2, ::2].T, x[:9, :9].T, x[:, ::-1], odd.T, records["x"].T, drawn((17, 16, 15, 18), dtype).T):
         same(other)

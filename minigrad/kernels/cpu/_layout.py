@@ -39,7 +39,9 @@ def in_order(x: Array) -> Array:
 
 def _turned(x: Array) -> Array | None:
     """A copy, if it is not the last dimension that lies together in memory, and at most one more is in the way."""
-    runs = _runs(x) if x.size >= _LARGE and x.itemsize in _MOVED_AS and x.flags.aligned else []  # strides then are whole
+    if x.size < _LARGE or x.itemsize not in _MOVED_AS or not x.flags.aligned:
+        return None
+    runs = _runs(x)
     together = [run for run in runs[:-1] if run.stride == x.itemsize]
     if not together or len(runs) > 3:
         return None
