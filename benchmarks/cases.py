@@ -11,7 +11,19 @@ import numpy as np
 
 from benchmarks import networks
 from benchmarks.networks import layer
-from benchmarks.work import Adam, Array, Build, Copy, Derivative, Matmul, Several, Training, Work
+from benchmarks.work import (
+    FUNCTIONS,
+    Adam,
+    Array,
+    Build,
+    Copy,
+    Derivative,
+    Function,
+    Matmul,
+    Several,
+    Training,
+    Work,
+)  # fmt: skip
 
 #: ‖a − b‖ / ‖b‖ up to which two sides are said to have computed the same numbers, sums of 65,536 of them included.
 SAME = {"float32": 1e-4, "float64": 1e-12}
@@ -96,6 +108,11 @@ def embedding(num: int, dim: int, shape: tuple[int, ...]) -> Case:
 def product(m: int, k: int, n: int) -> Case:
     """A matrix product."""
     return Case(times((m, k, n)), "matmul", Matmul(m, k, n), flops=2 * m * k * n)
+
+
+def function(name: str, shape: tuple[int, ...]) -> Case:
+    """An op alone, forward."""
+    return Case(f"{name}, {times(shape)}", "ops", Function(name, shape))
 
 
 def squared(F: Any, model: Any, _: Any, x: Any, y: Any) -> Any:
@@ -183,6 +200,10 @@ def table(quick: bool = False, gpu: bool = False) -> list[Case]:
         embedding(*table, indices),
         adam(quick, fused=False),
         adam(quick, fused=True),
+        *(
+            function(name, (16 * n, 16 * width) if name != "product along rows" else (512 * n, width // 2))
+            for name in FUNCTIONS
+        ),
         Case(COPY, "memory", Copy(numbers), bytes=8 * numbers),
         *(sn((size, size), SN_SCALING, size) for size in sizes),
         *(

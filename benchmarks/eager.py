@@ -11,11 +11,13 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.work import (
+    FUNCTIONS,
     Adam,
     Array,
     Build,
     Copy,
     Derivative,
+    Function,
     LeftOut,
     Matmul,
     Running,
@@ -72,7 +74,8 @@ class Library:
     def start(self, case: Case) -> Running:
         """Begin a piece of work. LeftOut: not here."""
         kinds: dict[Any, Any] = {
-            Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Copy: copy, Several: several,
+            Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Function: function,
+            Copy: copy, Several: several,
         }  # fmt: skip
         running: Running = kinds[type(case.work)](self, case.work)
         return running
@@ -96,7 +99,7 @@ class CapturedMinigrad(Minigrad):
         return self.root.capture(step, device=self.device)
 
     def start(self, case: Case) -> Running:
-        if self.device == "cpu" and isinstance(case.work, Adam | Matmul | Copy):
+        if self.device == "cpu" and isinstance(case.work, Adam | Matmul | Function | Copy):
             raise LeftOut("one call of a kernel, no Python to leave out")
         return super().start(case)
 
@@ -130,7 +133,7 @@ class CompiledTorch(Torch):
         return self.root.compile(module)
 
     def start(self, case: Case) -> Running:
-        if isinstance(case.work, Adam | Matmul | Copy):
+        if isinstance(case.work, Adam | Matmul | Function | Copy):
             raise LeftOut("one call of the library, nothing to compile")
         return super().start(case)
 
@@ -261,6 +264,11 @@ def matmul(lib: Library, work: Matmul) -> Running:
 def factors(work: Matmul) -> tuple[Array, Array]:
     rng = random()
     return rng.standard_normal((work.m, work.k), "float32"), rng.standard_normal((work.k, work.n), "float32")
+
+
+def function(lib: Library, work: Function) -> Running:
+    x, call = lib.tensor(random().standard_normal(work.shape, "float32")), FUNCTIONS[work.name]
+    return Running(lib.captured(lambda: call(lib.root, x)), lambda y: {"output": lib.array(y)})
 
 
 def copy(lib: Library, work: Copy) -> Running:

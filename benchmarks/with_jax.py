@@ -13,7 +13,19 @@ import numpy as np
 
 from benchmarks.cases import Case
 from benchmarks.eager import Minigrad, factors, one_by_one, state, upstream
-from benchmarks.work import Adam, Array, Build, Derivative, LeftOut, Matmul, Running, Several, Training, random
+from benchmarks.work import (
+    Adam,
+    Array,
+    Build,
+    Derivative,
+    Function,
+    LeftOut,
+    Matmul,
+    Running,
+    Several,
+    Training,
+    random,
+)  # fmt: skip
 
 jax: Any = importlib.import_module("jax")
 jax.config.update("jax_enable_x64", True)  # arrays of float32 stay what they are
@@ -33,7 +45,8 @@ class JAX:
     def start(self, case: Case) -> Running:
         """Begin a piece of work. LeftOut: not here."""
         kinds: dict[Any, Any] = {
-            Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Several: several,
+            Derivative: derivative, Training: training, Adam: adam, Matmul: matmul, Function: function,
+            Several: several,
         }  # fmt: skip
         if type(case.work) not in kinds:
             raise LeftOut("writes into no array")
@@ -264,6 +277,25 @@ def matmul(work: Matmul) -> Running:
     a, b = map(jnp.asarray, factors(work))
     product = jax.jit(jnp.matmul)
     return Running(lambda: product(a, b).block_until_ready(), lambda y: {"product": np.asarray(y)})
+
+
+FUNCTIONS: dict[str, Any] = {
+    "x ** 3": lambda x: x**3,
+    "GELU": lambda x: jax.nn.gelu(x, approximate=False),
+    "where(x > 0, x, 0)": lambda x: jnp.where(x > 0, x, 0),
+    "norm": jnp.linalg.norm,
+    "sum along rows": lambda x: x.sum(1),
+    "maximum along rows": lambda x: x.max(1),
+    "product along rows": lambda x: x.prod(1),
+    "running sum": lambda x: x.cumsum(1),
+    "softmax along columns": lambda x: jax.nn.softmax(x, 0),
+    "transposed copy": lambda x: x.T,
+}
+
+
+def function(work: Function) -> Running:
+    x, call = jnp.asarray(random().standard_normal(work.shape, "float32")), jax.jit(FUNCTIONS[work.name])
+    return Running(lambda: call(x).block_until_ready(), lambda y: {"output": np.asarray(y)})
 
 
 def several(work: Several) -> Running:

@@ -71,6 +71,29 @@ class Matmul:
 
 
 @dataclass(frozen=True)
+class Function:
+    """An op alone, forward: an entry of `FUNCTIONS`."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+#: By the name of a `Function`: what it is in minigrad and in torch, given the library and x.
+FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "x ** 3": lambda lib, x: x**3,
+    "GELU": lambda lib, x: lib.nn.functional.gelu(x),
+    "where(x > 0, x, 0)": lambda lib, x: lib.where(x > 0, x, 0.0),
+    "norm": lambda lib, x: x.norm(),
+    "sum along rows": lambda lib, x: x.sum(1),
+    "maximum along rows": lambda lib, x: x.amax(1),
+    "product along rows": lambda lib, x: x.prod(1),
+    "running sum": lambda lib, x: x.cumsum(1),
+    "softmax along columns": lambda lib, x: lib.softmax(x, 0),
+    "transposed copy": lambda lib, x: x.T.contiguous(),
+}
+
+
+@dataclass(frozen=True)
 class Copy:
     """So many float32 numbers from one array into another."""
 
@@ -85,7 +108,7 @@ class Several:
     times: int
 
 
-Work = Derivative | Training | Adam | Matmul | Copy | Several
+Work = Derivative | Training | Adam | Matmul | Function | Copy | Several
 
 
 def random() -> np.random.Generator:
