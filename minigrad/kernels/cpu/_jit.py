@@ -205,6 +205,9 @@ def jit(parallel_from: int | None = None, *, formula: Any = None) -> Callable[[C
     return decorate
 
 
-def helper(fn: Callable[..., Any], *, reassociate: bool = False) -> Any:
-    """A jitted function for kernels to call; compiled as a part of them. `reassociate`: its sums may be reordered."""
-    return numba.njit(fn, **_OPTIONS, **({"fastmath": REASSOCIATE} if reassociate else {}))
+def helper(fn: Callable[..., Any], *, reassociate: bool = False, inline: bool = False) -> Any:
+    """A jitted function for kernels to call; compiled as a part of them. `reassociate`: its sums may be reordered.
+
+    `inline`: loops that call it shall vectorize, which a call prevents; by itself LLVM leaves long functions alone.
+    """
+    return numba.njit(fn, **_OPTIONS, forceinline=inline, **({"fastmath": REASSOCIATE} if reassociate else {}))
