@@ -96,6 +96,31 @@ def test_clip_and_powers_of_integers() -> None:
     assert (x**-1.0).tolist() == pytest.approx([1, 0.2])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3, 4), (300, 400)])
+def test_choices_are_numpys_in_every_dtype(dtype: str, shape: Any) -> None:
+    """Of two tensors, with a number on either side, and of what lies apart in memory; NaN and the sign of 0 stay."""
+    x, y = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)
+    condition = np.random.default_rng(1).random(shape) < 0.5
+    if x.dtype.kind == "f":
+        x[0], y[:, 0] = [np.nan, -0.0] * (shape[1] // 2), np.inf
+    a, b, c = map(mg.tensor, (x, y, condition))
+    number = True if dtype == "bool" else 2
+    for ours, theirs in [
+        (mg.where(c, a, b), np.where(condition, x, y)),
+        (mg.where(c, a, number), np.where(condition, x, number)),
+        (mg.where(c, number, b), np.where(condition, number, y)),
+        (mg.where(c[::2], a[1::2], b[::2]), np.where(condition[::2], x[1::2], y[::2])),
+        (mg.where(c.T, a.T, b.T[:1]), np.where(condition.T, x.T, y.T[:1])),
+        (mg.where(c[:, :1], a, b[0, 0]), np.where(condition[:, :1], x, y[0, 0])),
+        (mg.where(c[0, 0], a, number), np.where(condition[0, 0], x, number)),
+    ]:
+        assert ours.dtype == x.dtype == theirs.dtype and ours.shape == theirs.shape
+        assert ours.numpy().tobytes() == theirs.tobytes()
+    if x.dtype.kind == "f":
+        assert np.isinf(mg.where(c, a, 1e300).numpy()).any() == (dtype != "float64")  # numbers are rounded to the dtype
+
+
 def test_operators_of_logic_want_bools() -> None:
     a, b = mg.tensor([True, True, False]), mg.tensor([True, False, False])
     assert (a & b).tolist() == [True, False, False]

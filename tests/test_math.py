@@ -94,6 +94,26 @@ def test_exp_negative_over_all_that_a_softmax_takes() -> None:
     np.testing.assert_allclose(_lift(formula, 1)(wide), np.exp(wide), rtol=1e-15)
 
 
+@pytest.mark.parametrize("exponent", [*range(-7, 8), 0.5, -0.5])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_powers_of_every_size_and_sign(dtype: Any, exponent: float) -> None:
+    """Rounded once, but for 1 / √. An exponent as an array is C's `pow`: NumPy has a shortcut for the number ½."""
+    rng, most = np.random.default_rng(0), np.finfo(dtype).maxexp
+    x = np.ldexp(rng.uniform(-1, 1, 1 << 18), rng.integers(-most - 20, most, 1 << 18)).astype(dtype)
+    x = np.concatenate([x, rng.standard_normal(1 << 16), [0, -0.0, INF, -INF, NAN, 1, -1]]).astype(dtype)
+    found = mg.tensor(x) ** exponent
+    assert found.dtype == dtype
+    with np.errstate(all="ignore"):
+        exact = np.power(x.astype(np.longdouble), np.longdouble(exponent))
+        rounded, theirs = exact.astype(dtype), np.power(x, np.full_like(x, exponent))
+        ulp = np.abs(found.numpy() - exact) / np.spacing(np.abs(rounded))
+    finite, number = np.isfinite(rounded), ~np.isnan(theirs)
+    np.testing.assert_array_equal(found.numpy()[~finite], rounded[~finite])
+    np.testing.assert_array_equal(np.signbit(found.numpy()[number]), np.signbit(theirs[number]))
+    ulp, large = ulp[finite], np.abs(rounded[finite]) >= np.finfo(dtype).tiny / np.finfo(dtype).eps
+    assert ulp.max() <= 1.5 and ulp[large].max() <= (0.501 if exponent != -0.5 else 1.5)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_quotient_is_that_of_a_division(dtype: Any) -> None:
     """To the bit, but for 1 ulp where it is subnormal."""

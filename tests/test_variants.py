@@ -53,6 +53,9 @@ def elementwise(dtype: str) -> None:
     x = mg.randn(37, 1031, dtype=dtype)
     for f in (mg.sigmoid, mg.tanh, mg.softplus, mg.relu, mg.leaky_relu, mg.elu, mg.gelu, mg.silu):
         twice(f, x)
+    for exponent in (3, -2, 0.5):
+        twice(lambda x, exponent=exponent: x**exponent, x)
+    twice(lambda x, y: mg.where(x > y, x, mg.where(x > 0, 0.5, y)), x, mg.randn(37, 1031, dtype=dtype))
     mg.rsqrt(x.abs())
     for make in (mg.rand, mg.randn):
         make(10_007, dtype=dtype)

@@ -10,11 +10,12 @@ from numba import prange
 
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu import _math
-from minigrad.kernels.cpu._jit import jit
+from minigrad.kernels.cpu._jit import heard, jit
 from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
+_CHOSEN_FROM = 1 << 11  # elements: NumPy's `where` is quickly there, and slow; in a captured step that does not count
 
 
 def _quiet(ufunc: Any) -> Callable[..., Array]:
@@ -61,15 +62,40 @@ def clip(x: Any, low: Any, high: Any) -> Array:
     return np.asarray(np.clip(x, low, high))
 
 
+@jit(_PARALLEL_FROM)
+def _choose(out: Array, condition: Array, x: Array, y: Array) -> None:
+    for i in prange(out.size):
+        a, b = x[i], y[i]  # both are read, so that there is no branch
+        out[i] = a if condition[i] else b
+
+
+@jit(_PARALLEL_FROM)
+def _choose_number(out: Array, condition: Array, truth: bool, x: Array, number: Any) -> None:
+    """x where the condition is `truth`, else the number."""
+    for i in prange(out.size):
+        a = x[i]
+        out[i] = a if condition[i] == truth else number
+
+
 @np.errstate(all="ignore")
 def where(condition: Any, x: Any, y: Any) -> Array:
-    return np.asarray(np.where(condition, x, y))
+    broadcast = any(a.shape != condition.shape for a in (x, y) if isinstance(a, np.ndarray))
+    if broadcast or (condition.size < _CHOSEN_FROM and heard.launches is None):
+        return np.asarray(np.where(condition, x, y))
+    out = np.empty(condition.shape, np.result_type(x, y))
+    bits = f"u{out.itemsize}"  # a choice need not know what they mean
 
+    def flat(a: Any) -> Any:
+        return np.ascontiguousarray(a, out.dtype).reshape(-1).view(bits)
 
-def pow(x: Any, y: Any) -> Array:
-    if isinstance(y, int | float) and y == 2:
-        return square(x)
-    return _power(x, y)
+    condition = np.ascontiguousarray(condition).reshape(-1)
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        _choose.only(flat(out), condition, flat(x), flat(y))
+    elif isinstance(x, np.ndarray):
+        _choose_number.only(flat(out), condition, True, flat(x), flat(y)[0])
+    else:
+        _choose_number.only(flat(out), condition, False, flat(y), flat(x)[0])
+    return out
 
 
 def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
@@ -98,6 +124,20 @@ def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
         return out if dtype == x.dtype else cast(out, x.dtype)
 
     return kernel
+
+
+_whole_power, _root = _lift(_math.whole_power, 1), _lift(_math.root, 1)
+
+
+def pow(x: Any, y: Any) -> Array:
+    if isinstance(y, int | float) and y == 2:
+        return square(x)
+    if isinstance(y, int | float) and isinstance(x, np.ndarray) and x.dtype.kind == "f":
+        if y in range(-7, 8):
+            return _whole_power(x, int(y))
+        if y in (0.5, -0.5):
+            return _root(x, y < 0)
+    return _power(x, y)
 
 
 rsqrt = _lift(scalar.rsqrt, 1)
