@@ -291,6 +291,7 @@ def test_extrema_along_a_dimension() -> None:
 CALL = re.compile(r"= (\w+)\(")
 REPLAYED = {  # first of a row
     "linear", "sum", "log_softmax", "sigmoid", "softplus", "relu", "leaky_relu", "elu", "gelu", "silu", "rsqrt",
+    "where", "pow",
 }  # fmt: skip
 INDICES_FROM_THE_HOST = {"getitem integers", "getitem mask", "gather", "index_select", "embedding"}
 
