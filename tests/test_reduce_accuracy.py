@@ -68,6 +68,36 @@ def test_sums_over_any_dims_of_any_layout(
     assert t.sum(dims, keepdim=True).shape == x.sum(dims, keepdims=True).shape
 
 
+TOLERANCES = {"float16": 1e-3, "float32": 1e-6, "float64": 1e-14}
+
+
+def data(dtype: str, most_elements: int) -> Any:
+    shape = SHAPE if math.prod(SHAPE) <= most_elements else (3, 2, 7, 30)
+    return np.random.default_rng(4).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dims", AXES, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_norms_over_any_dims(dims: tuple[int, ...], dtype: str, device: str, most_elements: int) -> None:
+    x = data(dtype, most_elements)
+    for size in {"float16": (1,), "float32": (1, 1e-37, 1e35), "float64": (1, 1e-300, 1e300)}[dtype]:
+        found = mg.tensor(x * x.dtype.type(size), device=device).norm(2, dims)
+        exact = np.sqrt(np.square(x.astype(np.float64)).sum(dims))
+        assert found.dtype == dtype
+        np.testing.assert_allclose(found.numpy() / found.numpy().dtype.type(size), exact, rtol=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("dim", range(4))
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_running_sums_along_any_dim(dim: int, dtype: str, device: str, most_elements: int) -> None:
+    x = data(dtype, most_elements)
+    for turned in (x, x.transpose(2, 0, 3, 1)[::-1]):
+        found, wide = mg.tensor(turned, device=device).cumsum(dim), turned.astype(np.float64)
+        assert found.dtype == dtype
+        bound = TOLERANCES[dtype] * np.abs(wide).cumsum(dim)
+        assert (np.abs(found.numpy() - wide.cumsum(dim)) <= bound).all()
+
+
 @pytest.mark.parametrize("n", [300, 70_000, 1_000_000])
 def test_what_is_made_of_sums_keeps_their_accuracy(n: int, device: str, most_elements: int) -> None:
     if n > most_elements:

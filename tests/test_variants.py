@@ -65,6 +65,9 @@ def reductions(dtype: str) -> None:
     x = mg.randn(37, 1031, dtype=dtype)
     for dims in (None, 0, 1):
         x.sum(dims)
+        x.norm(2, dims)
+    for dim in (0, 1):
+        x.cumsum(dim)
     mg.rand(3, 700_001, dtype=dtype).sum()
     mg.rand(301, 307, dtype=dtype).T.contiguous()
     for f in (mg.softmax, mg.log_softmax, mg.logsumexp):

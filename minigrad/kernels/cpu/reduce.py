@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu._jit import helper, jit
+from minigrad.kernels.cpu._jit import Kernel, helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
@@ -23,20 +23,31 @@ _BLOCK, _LANES, _STRIP, _PIECE, _JOB = 16, 64, 256, 4096, 1 << 14
 
 
 @helper
-def _total(row: Array, lanes: Array) -> Any:
-    """Σ row. `lanes` (64 float64) are columns of the row, written in lines of 64: a block is 16 lines of a column."""
+def _itself(x: Any) -> Any:
+    return x
+
+
+@helper
+def _squared(x: Any) -> Any:
+    """In float64, where no square of a smaller float overflows or vanishes."""
+    return np.float64(x) * np.float64(x)
+
+
+@helper
+def _total(row: Array, lanes: Array, term: Any) -> Any:
+    """Σ term(x) over a row. `lanes` (64 float64) are its columns, in lines of 64: a block is 16 lines of a column."""
     tile = _BLOCK * _LANES
     whole = row.size // tile * tile
     lanes[:] = 0
     for start in range(0, whole, tile):
         for j in range(_LANES):
-            part = row[start + j]
+            part = term(row[start + j])
             for line in range(1, _BLOCK):
-                part += row[start + line * _LANES + j]
+                part += term(row[start + line * _LANES + j])
             lanes[j] += part
     for start in range(whole, row.size, _LANES):
         for j in range(min(_LANES, row.size - start)):
-            lanes[j] += row[start + j]
+            lanes[j] += term(row[start + j])
     half = _LANES // 2
     while half:
         for j in range(half):
@@ -46,47 +57,57 @@ def _total(row: Array, lanes: Array) -> Any:
 
 
 @helper
-def _short_total(row: Array) -> Any:
-    """Σ row, for rows that are not worth many lanes: a block is 16 neighbours."""
+def _short_total(row: Array, term: Any) -> Any:
+    """Σ term(x), for rows that are not worth many lanes: a block is 16 neighbours."""
     whole = row.size // _BLOCK * _BLOCK
     total = 0.0
     for start in range(0, whole, _BLOCK):
-        part = row[start]
+        part = term(row[start])
         for j in range(1, _BLOCK):
-            part += row[start + j]
+            part += term(row[start + j])
         total += part
-    part = row.dtype.type(0)
+    part = term(row.dtype.type(0))
     for j in range(whole, row.size):
-        part += row[j]
+        part += term(row[j])
     return total + part
 
 
-@jit(_ROWS_PARALLEL_FROM)
-def _sum_rows(x: Array, out: Array) -> None:
-    """Sum over the last axis of a contiguous matrix."""
-    n = x.shape[1]
-    share = max(1, _JOB // max(1, n))
-    for job in prange((x.shape[0] + share - 1) // share):
-        lanes = np.empty(_LANES)
-        for i in range(job * share, min(x.shape[0], (job + 1) * share)):
-            out[i] = _total(x[i], lanes) if n >= _BLOCK * _LANES else _short_total(x[i])
+class _Sum(NamedTuple):
+    """Kernels for Σ term(x): over the last axis of a contiguous matrix, over the middle axis of an array of three."""
+
+    rows: Kernel
+    columns: Kernel
 
 
-@jit(_PARALLEL_FROM)
-def _sum_columns(x: Array, out: Array) -> None:
-    """Sum over the middle axis of a contiguous array of three; the last axis is worked in strips that stay in cache."""
-    outer, n, inner = x.shape
-    strips = (inner + _STRIP - 1) // _STRIP
-    for job in prange(outer * strips):
-        i, first = job // strips, job % strips * _STRIP
-        width = min(_STRIP, inner - first)
-        total = np.zeros(width)
-        for j in range(n):
-            row = x[i, j, first : first + width]
+def _sum_of(term: Any) -> _Sum:
+    @jit(_ROWS_PARALLEL_FROM, formula=term)
+    def rows(x: Array, out: Array) -> None:
+        n = x.shape[1]
+        share = max(1, _JOB // max(1, n))
+        for job in prange((x.shape[0] + share - 1) // share):
+            lanes = np.empty(_LANES)
+            for i in range(job * share, min(x.shape[0], (job + 1) * share)):
+                out[i] = _total(x[i], lanes, term) if n >= _BLOCK * _LANES else _short_total(x[i], term)
+
+    @jit(_PARALLEL_FROM, formula=term)
+    def columns(x: Array, out: Array) -> None:
+        outer, n, inner = x.shape
+        strips = (inner + _STRIP - 1) // _STRIP  # that stay in cache
+        for job in prange(outer * strips):
+            i, first = job // strips, job % strips * _STRIP
+            width = min(_STRIP, inner - first)
+            total = np.zeros(width)
+            for j in range(n):
+                row = x[i, j, first : first + width]
+                for c in range(width):
+                    total[c] += term(row[c])
             for c in range(width):
-                total[c] += row[c]
-        for c in range(width):
-            out[i, first + c] = total[c]
+                out[i, first + c] = total[c]
+
+    return _Sum(rows, columns)
+
+
+_VALUES, _SQUARES = _sum_of(_itself), _sum_of(_squared)
 
 
 class _Run(NamedTuple):
@@ -110,37 +131,40 @@ def _run(shape: tuple[int, ...], dims: Dims) -> _Run:
 
 
 def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
-    shape = _reduced(x.shape, dims, keepdim)
     if x.dtype.kind != "f":
         return np.asarray(np.sum(x, axis=dims, keepdims=keepdim, dtype=np.int64))
+    work = _wide(x)
+    return cast(_sum(_VALUES, work, dims, keepdim, work.dtype), x.dtype)
+
+
+def _sum(of: _Sum, x: Array, dims: Dims, keepdim: bool, dtype: Any) -> Array:
+    shape = _reduced(x.shape, dims, keepdim)
     if x.size == 0:
-        return np.zeros(shape, x.dtype)
-    work = x.astype(np.float32) if x.dtype == np.float16 else x
+        return np.zeros(shape, dtype)
     run = _run(x.shape, dims)
-    if not run.ends and work.flags.c_contiguous:
-        out = np.empty(run.left, np.float64) if run.rest else np.empty(shape, work.dtype)
-        _sum_columns.only(work.reshape(run.cube), out.reshape(run.cube[0], run.cube[2]))
+    if not run.ends and x.flags.c_contiguous:
+        out = np.empty(run.left, np.float64) if run.rest else np.empty(shape, dtype)
+        of.columns.only(x.reshape(run.cube), out.reshape(run.cube[0], run.cube[2]))
         if run.rest:
-            out = sum(out, run.rest, False)
+            out = _sum(_VALUES, out, run.rest, False, np.float64)
             out = out.reshape(shape) if keepdim else out  # and not a view, if it need not be one
     else:
-        rows = _rows(work, dims)
+        rows = _rows(x, dims)
         if rows.shape[0] == 1 and rows.shape[1] >= _PARALLEL_FROM:  # two levels, so that all cores have work
             rows, tail = _split(rows)
             parts = np.empty(rows.shape[0] + 1)
-            _sum_rows(rows, parts[:-1])
-            with np.errstate(all="ignore"):
-                parts[-1] = tail.sum(dtype=np.float64)
-            rows = parts.reshape(1, -1)
-        out = np.empty(shape, work.dtype)
-        _sum_rows.only(rows, out.reshape(-1))
-    return cast(out, x.dtype)
+            of.rows(rows, parts[:-1])
+            of.rows(tail, parts[-1:])
+            rows, of = parts.reshape(1, -1), _VALUES
+        out = np.empty(shape, dtype)
+        of.rows.only(rows, out.reshape(-1))
+    return out
 
 
 def _split(row: Array) -> tuple[Array, Array]:
     """A long row as equal pieces, and the rest."""
     whole = row.shape[1] // _PIECE * _PIECE
-    return row[0, :whole].reshape(-1, _PIECE), row[0, whole:]
+    return row[0, :whole].reshape(-1, _PIECE), row[:, whole:]
 
 
 def amax(x: Array, dims: Dims, keepdim: bool) -> Array:
@@ -167,22 +191,59 @@ def all(x: Array, dims: Dims, keepdim: bool) -> Array:
     return np.asarray(np.all(x, axis=dims, keepdims=keepdim))
 
 
+@jit(_ROWS_PARALLEL_FROM)
+def _running_rows(x: Array, out: Array) -> None:
+    """Along the last axis."""
+    for i in prange(x.shape[0]):
+        total = 0.0
+        for j in range(x.shape[1]):
+            total += x[i, j]
+            out[i, j] = total
+
+
+@jit(_PARALLEL_FROM)
+def _running_columns(x: Array, out: Array) -> None:
+    """Along the middle axis."""
+    outer, n, inner = x.shape
+    strips = (inner + _STRIP - 1) // _STRIP
+    for job in prange(outer * strips):
+        i, first = job // strips, job % strips * _STRIP
+        total = np.zeros(min(_STRIP, inner - first))
+        for j in range(n):
+            row, sums = x[i, j, first : first + total.size], out[i, j, first : first + total.size]
+            for c in range(total.size):
+                total[c] += row[c]
+                sums[c] = total[c]
+
+
 def cumsum(x: Array, dim: int) -> Array:
     """Running sums, carried in float64."""
-    with np.errstate(all="ignore"):
-        return np.cumsum(x, axis=dim, dtype=np.float64 if x.dtype.kind == "f" else np.int64).astype(
-            x.dtype if x.dtype.kind == "f" else np.int64, copy=False
-        )
+    if x.dtype.kind != "f":
+        return np.cumsum(x, axis=dim, dtype=np.int64)
+    work = np.ascontiguousarray(_wide(x))
+    out = np.empty(x.shape, work.dtype)
+    cube = _run(x.shape, (dim,)).cube
+    if cube[2] == 1:
+        _running_rows.only(work.reshape(cube[:2]), out.reshape(cube[:2]))
+    else:
+        _running_columns.only(work.reshape(cube), out.reshape(cube))
+    return cast(out, x.dtype)
 
 
 def norm(x: Array, dims: Dims, keepdim: bool) -> Array:
-    """Euclidean norm, of x over the power of two next to max|x|: no square overflows or vanishes."""
+    """Euclidean norm. Float64 is squared over the power of two next to max|x|: no square overflows or vanishes."""
+    if x.dtype != np.float64:
+        return np.asarray(cast(np.sqrt(_sum(_SQUARES, _wide(x), dims, keepdim, np.float64)), x.dtype))
     with np.errstate(all="ignore"):
-        work = x.astype(np.float32) if x.dtype == np.float16 else x
-        peak = np.max(np.abs(work), axis=dims, keepdims=True, initial=0)
-        scale = np.ldexp(work.dtype.type(1), np.where(np.isfinite(peak), np.frexp(peak)[1] - 1, 0))
-        root = np.sqrt(sum(np.square(work / scale), dims, True)) * scale
-        return root.reshape(_reduced(x.shape, dims, keepdim)).astype(x.dtype, copy=False)
+        peak = np.max(np.abs(x), axis=dims, keepdims=True, initial=0)
+        scale = np.ldexp(1.0, np.where(np.isfinite(peak), np.frexp(peak)[1] - 1, 0))
+        root = np.sqrt(_sum(_SQUARES, x / scale, dims, True, np.float64)) * scale
+        return root.reshape(_reduced(x.shape, dims, keepdim))
+
+
+def _wide(x: Array) -> Array:
+    """Float16 as float32, to compute in."""
+    return x.astype(np.float32) if x.dtype == np.float16 else x
 
 
 def _rows(x: Array, dims: Dims) -> Array:
