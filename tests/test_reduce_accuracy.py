@@ -87,6 +87,24 @@ def test_norms_over_any_dims(dims: tuple[int, ...], dtype: str, device: str, mos
         np.testing.assert_allclose(found.numpy() / found.numpy().dtype.type(size), exact, rtol=TOLERANCES[dtype])
 
 
+@pytest.mark.parametrize("n", [1, 2, 31, 127, 128, 300])
+@pytest.mark.parametrize("dtype", [*TOLERANCES, "int64", "bool"])
+def test_extremes_of_rows_are_numpys(n: int, dtype: str, device: str, most_elements: int) -> None:
+    rng = np.random.default_rng(n)
+    x = (10 * rng.standard_normal((min(600, most_elements // n), n))).astype(dtype)
+    x[:, 0] = x.dtype.type(1)
+    if x.dtype.kind == "f":
+        for bad in (np.nan, np.inf, -np.inf):
+            x[rng.random(x.shape) < 0.2 / n] = bad
+    t = mg.tensor(x, device=device)
+    for turned, array in ((t, x), (t.T, x.T), (t[::-2], x[::-2]), (t.reshape(-1, 1, n), x.reshape(-1, 1, n))):
+        for keepdim in (False, True):
+            for ours, theirs in ((turned.amax, array.max), (turned.amin, array.min)):
+                found, exact = ours(-1, keepdim), theirs(-1, keepdims=keepdim)
+                assert found.dtype == exact.dtype
+                np.testing.assert_array_equal(found.numpy(), exact)
+
+
 @pytest.mark.parametrize("dim", range(4))
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_running_sums_along_any_dim(dim: int, dtype: str, device: str, most_elements: int) -> None:

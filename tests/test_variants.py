@@ -68,6 +68,8 @@ def reductions(dtype: str) -> None:
         x.norm(2, dims)
     for dim in (0, 1):
         x.cumsum(dim)
+    for f in (mg.amax, mg.amin):
+        f(x[:, :1024].reshape(-1, 32), 1)
     mg.rand(3, 700_001, dtype=dtype).sum()
     mg.rand(301, 307, dtype=dtype).T.contiguous()
     for f in (mg.softmax, mg.log_softmax, mg.logsumexp):

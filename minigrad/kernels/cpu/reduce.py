@@ -19,7 +19,7 @@ from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
 _PARALLEL_FROM, _ROWS_PARALLEL_FROM = 1 << 17, 1 << 15
-_BLOCK, _LANES, _STRIP, _PIECE, _JOB = 16, 64, 256, 4096, 1 << 14
+_BLOCK, _LANES, _STRIP, _PIECE, _JOB, _SHORT = 16, 64, 256, 4096, 1 << 14, 128
 
 
 @helper
@@ -167,12 +167,52 @@ def _split(row: Array) -> tuple[Array, Array]:
     return row[0, :whole].reshape(-1, _PIECE), row[:, whole:]
 
 
+@helper
+def _larger(x: Any, y: Any) -> Any:
+    """The larger of two; NaN before any number."""
+    return x if x > y or x != x else y
+
+
+@helper
+def _smaller(x: Any, y: Any) -> Any:
+    return x if x < y or x != x else y
+
+
+def _extremes_by(better: Any) -> Kernel:
+    @jit(_ROWS_PARALLEL_FROM, formula=better)
+    def short_rows(x: Array, out: Array) -> None:
+        """Over the last axis of a contiguous matrix: many rows side by side, as columns would be."""
+        for job in prange((x.shape[0] + _STRIP - 1) // _STRIP):
+            rows = x[job * _STRIP : (job + 1) * _STRIP]
+            best = out[job * _STRIP : (job + 1) * _STRIP]
+            for i in range(best.size):
+                best[i] = rows[i, 0]
+            for j in range(1, x.shape[1]):
+                for i in range(best.size):
+                    best[i] = better(rows[i, j], best[i])
+
+    return short_rows
+
+
+_LARGEST, _SMALLEST = _extremes_by(_larger), _extremes_by(_smaller)
+
+
 def amax(x: Array, dims: Dims, keepdim: bool) -> Array:
-    return np.asarray(np.max(x, axis=dims, keepdims=keepdim))
+    return _extremes(_LARGEST, np.max, x, dims, keepdim)
 
 
 def amin(x: Array, dims: Dims, keepdim: bool) -> Array:
-    return np.asarray(np.min(x, axis=dims, keepdims=keepdim))
+    return _extremes(_SMALLEST, np.min, x, dims, keepdim)
+
+
+def _extremes(of_short_rows: Kernel, of_others: Any, x: Array, dims: Dims, keepdim: bool) -> Array:
+    """By NumPy, unless rows are short: it takes them one by one, at 50 ns each."""
+    run = _run(x.shape, dims)
+    if x.dtype == np.float16 or not run.ends or run.cube[1] >= _SHORT or not x.flags.c_contiguous:
+        return np.asarray(of_others(x, axis=dims, keepdims=keepdim))
+    out = np.empty(_reduced(x.shape, dims, keepdim), x.dtype)
+    of_short_rows.only(x.reshape(run.cube[:2]), out.reshape(-1))
+    return out
 
 
 def argmax(x: Array, dim: int, keepdim: bool) -> Array:
