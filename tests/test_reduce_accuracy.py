@@ -116,6 +116,16 @@ def test_running_sums_along_any_dim(dim: int, dtype: str, device: str, most_elem
         assert (np.abs(found.numpy() - wide.cumsum(dim)) <= bound).all()
 
 
+@pytest.mark.parametrize("n", [1, 31, 127, 128, 300])
+def test_softmax_of_rows_of_any_length(n: int, device: str, most_elements: int) -> None:
+    x = 3 * np.random.default_rng(n).standard_normal((min(600, most_elements // n), n), np.float32)
+    t, wide = mg.tensor(x, device=device), x.astype(np.float64)
+    logs = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    np.testing.assert_allclose(mg.softmax(t, 1).numpy(), np.exp(logs), rtol=3e-6)
+    np.testing.assert_allclose(mg.log_softmax(t, 1).numpy(), logs, rtol=1e-6, atol=3e-6)
+    np.testing.assert_allclose(mg.logsumexp(t, 1).numpy(), (wide - logs)[:, 0], rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("n", [300, 70_000, 1_000_000])
 def test_what_is_made_of_sums_keeps_their_accuracy(n: int, device: str, most_elements: int) -> None:
     if n > most_elements:

@@ -1,6 +1,7 @@
 """The softmax family over one dimension, shifted by the maximum so that nothing overflows; sums in float64.
 
-A row is dealt out to lanes, which are folded in the end: maximum and sum vectorize, in an order that is written out.
+A row is dealt out to lanes, which are folded in the end; short rows lie side by side, a lane for each: maximum and sum
+vectorize, in an order that is written out.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from minigrad.kernels.cpu._jit import Kernel, helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 14
-_LANES, _TILE, _JOB = 32, 128, 1 << 12
+_LANES, _TILE, _JOB = 32, 128, 1 << 10
 
 
 @helper
@@ -58,12 +59,30 @@ def _total(row: Array, lanes: Array) -> Any:
 
 
 @helper
-def _powers(row: Array, out: Array, peaks: Array, lanes: Array) -> tuple[Any, Any]:
-    """max x and Σ e^{x − max x}; its terms go to `out`."""
-    peak = _peak(row, peaks)
-    for j in range(row.size):
-        out[j] = _math.exp_negative(row[j] - peak)
-    return peak, _total(out, lanes)
+def _powers(x: Array, out: Array, peaks: Array, totals: Array) -> None:
+    """Of each row max x and Σ e^{x − max x}, whose terms go to `out`."""
+    if x.shape[1] < _TILE:
+        peaks[:] = x[:, 0]
+        for j in range(1, x.shape[1]):
+            for i in range(peaks.size):
+                peaks[i] = x[i, j] if x[i, j] > peaks[i] else peaks[i]
+    else:
+        best = np.empty(_LANES, x.dtype)
+        for i in range(peaks.size):
+            peaks[i] = _peak(x[i], best)
+    for i in range(peaks.size):
+        row, terms, peak = x[i], out[i], peaks[i]
+        for j in range(row.size):
+            terms[j] = _math.exp_negative(row[j] - peak)
+    if x.shape[1] < _TILE:
+        totals[:] = 0
+        for j in range(x.shape[1]):
+            for i in range(totals.size):
+                totals[i] += out[i, j]
+    else:
+        lanes = np.empty(_LANES)
+        for i in range(totals.size):
+            totals[i] = _total(out[i], lanes)
 
 
 @helper
@@ -77,25 +96,27 @@ def _jobs(x: Array) -> tuple[int, int]:
 def _logsumexp_rows(x: Array, out: Array) -> None:
     jobs, share = _jobs(x)
     for job in prange(jobs):
-        terms, peaks, lanes = np.empty(x.shape[1], x.dtype), np.empty(_LANES, x.dtype), np.empty(_LANES)
-        for i in range(job * share, min(x.shape[0], (job + 1) * share)):
-            peak, total = _powers(x[i], terms, peaks, lanes)
-            out[i] = peak + math.log(total)
-            if math.isinf(peak):  # ∞ − ∞ is in the sum, and perhaps a NaN
-                out[i] = peak
-                for value in x[i]:
+        given, made = x[job * share : (job + 1) * share], out[job * share : (job + 1) * share]
+        peaks, totals = np.empty(len(given), x.dtype), np.empty(len(given))
+        _powers(given, np.empty_like(given), peaks, totals)
+        for i in range(len(given)):
+            made[i] = peaks[i] + math.log(totals[i])
+            if math.isinf(peaks[i]):  # ∞ − ∞ is in the sum, and perhaps a NaN
+                made[i] = peaks[i]
+                for value in given[i]:
                     if value != value:
-                        out[i] = value
+                        made[i] = value
 
 
 @jit(_PARALLEL_FROM)
 def _softmax_rows(x: Array, out: Array) -> None:
     jobs, share = _jobs(x)
     for job in prange(jobs):
-        peaks, lanes = np.empty(_LANES, x.dtype), np.empty(_LANES)
-        for i in range(job * share, min(x.shape[0], (job + 1) * share)):
-            row = out[i]
-            total = x.dtype.type(_powers(x[i], row, peaks, lanes)[1])
+        given, made = x[job * share : (job + 1) * share], out[job * share : (job + 1) * share]
+        peaks, totals = np.empty(len(given), x.dtype), np.empty(len(given))
+        _powers(given, made, peaks, totals)
+        for i in range(len(given)):
+            row, total = made[i], x.dtype.type(totals[i])
             inverse = x.dtype.type(1) / total
             for j in range(row.size):
                 row[j] = _math.quotient(row[j], total, inverse)
@@ -105,13 +126,13 @@ def _softmax_rows(x: Array, out: Array) -> None:
 def _log_softmax_rows(x: Array, out: Array) -> None:
     jobs, share = _jobs(x)
     for job in prange(jobs):
-        peaks, lanes = np.empty(_LANES, x.dtype), np.empty(_LANES)
-        for i in range(job * share, min(x.shape[0], (job + 1) * share)):
-            given, row = x[i], out[i]
-            peak, total = _powers(given, row, peaks, lanes)
-            logarithm = math.log(total)
+        given, made = x[job * share : (job + 1) * share], out[job * share : (job + 1) * share]
+        peaks, totals = np.empty(len(given), x.dtype), np.empty(len(given))
+        _powers(given, made, peaks, totals)
+        for i in range(len(given)):
+            row, terms, peak, logarithm = made[i], given[i], peaks[i], math.log(totals[i])
             for j in range(row.size):
-                row[j] = (given[j] - peak) - logarithm
+                row[j] = (terms[j] - peak) - logarithm
 
 
 @jit(_PARALLEL_FROM)
