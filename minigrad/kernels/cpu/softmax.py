@@ -17,7 +17,7 @@ from minigrad.kernels.cpu._jit import Kernel, helper, jit
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 14
-_LANES, _TILE, _JOB = 32, 128, 1 << 10
+_LANES, _TILE, _JOB = 32, 128, 1 << 12
 
 
 @helper
