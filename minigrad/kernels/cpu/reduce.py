@@ -15,6 +15,7 @@ import numpy as np
 from numba import prange
 
 from minigrad.kernels.cpu._jit import Kernel, helper, jit
+from minigrad.kernels.cpu._layout import in_order
 from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
@@ -260,7 +261,7 @@ def cumsum(x: Array, dim: int) -> Array:
     """Running sums, carried in float64."""
     if x.dtype.kind != "f":
         return np.cumsum(x, axis=dim, dtype=np.int64)
-    work = np.ascontiguousarray(_wide(x))
+    work = in_order(_wide(x))
     out = np.empty(x.shape, work.dtype)
     cube = _run(x.shape, (dim,)).cube
     if cube[2] == 1:
@@ -290,9 +291,9 @@ def _rows(x: Array, dims: Dims) -> Array:
     """A contiguous matrix whose rows run over `dims`."""
     run = _run(x.shape, dims)
     if run.ends:
-        return np.ascontiguousarray(x).reshape(run.cube[:2])
+        return in_order(x).reshape(run.cube[:2])
     kept = [d for d in range(x.ndim) if d not in dims]
-    return np.ascontiguousarray(x.transpose(*kept, *dims)).reshape(-1, math.prod([x.shape[d] for d in dims]))
+    return in_order(x.transpose(*kept, *dims)).reshape(-1, math.prod([x.shape[d] for d in dims]))
 
 
 @functools.lru_cache(maxsize=256)

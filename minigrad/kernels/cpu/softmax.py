@@ -14,6 +14,7 @@ from numba import prange
 
 from minigrad.kernels.cpu import _math
 from minigrad.kernels.cpu._jit import Kernel, helper, jit
+from minigrad.kernels.cpu._layout import in_order
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 14
@@ -162,7 +163,7 @@ def _by_rows(x: Array, dim: int) -> Array:
     """x with `dim` last, as a contiguous matrix in a dtype to compute in."""
     moved = x if dim == x.ndim - 1 else np.moveaxis(x, dim, -1)
     dtype = np.float32 if x.dtype == np.float16 else x.dtype
-    return np.ascontiguousarray(moved, dtype).reshape(math.prod(moved.shape[:-1]), x.shape[dim])
+    return in_order(cast(moved, dtype)).reshape(math.prod(moved.shape[:-1]), x.shape[dim])
 
 
 def logsumexp(x: Array, dim: int, keepdim: bool) -> Array:
@@ -196,4 +197,4 @@ def _same_shape(kernel: Kernel, dim: int, *xs: Array) -> Array:
     out = np.empty((*shape[:dim], *shape[dim + 1 :], shape[dim]), rows[0].dtype)
     kernel.only(*rows, out.reshape(rows[0].shape))
     out = cast(out, xs[0].dtype)
-    return out if dim == len(shape) - 1 else np.ascontiguousarray(np.moveaxis(out, -1, dim))
+    return out if dim == len(shape) - 1 else in_order(np.moveaxis(out, -1, dim))
