@@ -19,7 +19,7 @@ def public(package):
             contents = vars(importlib.import_module(f"{package.__name__}.{module.name}"))
             for name, thing in contents.items():
                 home, _, file = getattr(thing, "__module__", "").rpartition(".")
-                kernel = home == package.__name__ and file not in ("_jit", "_numba", "launch")
+                kernel = home == package.__name__ and file != "launch" and not file.startswith("_")
                 if inspect.isfunction(thing) and kernel and getattr(package, name, None) is thing:
                     yield name, [module.name, list(inspect.signature(thing).parameters)]
 
