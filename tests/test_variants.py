@@ -128,3 +128,6 @@ def test_serial_and_parallel_agree_bit_for_bit_and_no_kernel_is_left_out(compare
     mg.randn(10_007, dtype=mg.float64)
     package = {k for k in gc.get_objects() if type(k) is Kernel and k.__module__.startswith("minigrad.")}
     assert {k._name for k in package if k.parallel_from is not None} <= compared
+    variants = [vars(k)[name] for k in package for name in ("serial", "parallel") if name in vars(k)]
+    made = [compiled for variant in variants for compiled in variant.overloads.values()]
+    assert not [compiled for compiled in made if compiled.library.has_dynamic_globals]  # these cannot be kept on disk

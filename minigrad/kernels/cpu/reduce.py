@@ -34,45 +34,6 @@ def _squared(x: Any) -> Any:
     return np.float64(x) * np.float64(x)
 
 
-@helper
-def _total(row: Array, lanes: Array, term: Any) -> Any:
-    """Σ term(x) over a row. `lanes` (64 float64) are its columns, in lines of 64: a block is 16 lines of a column."""
-    tile = _BLOCK * _LANES
-    whole = row.size // tile * tile
-    lanes[:] = 0
-    for start in range(0, whole, tile):
-        for j in range(_LANES):
-            part = term(row[start + j])
-            for line in range(1, _BLOCK):
-                part += term(row[start + line * _LANES + j])
-            lanes[j] += part
-    for start in range(whole, row.size, _LANES):
-        for j in range(min(_LANES, row.size - start)):
-            lanes[j] += term(row[start + j])
-    half = _LANES // 2
-    while half:
-        for j in range(half):
-            lanes[j] += lanes[half + j]
-        half //= 2
-    return lanes[0]
-
-
-@helper
-def _short_total(row: Array, term: Any) -> Any:
-    """Σ term(x), for rows that are not worth many lanes: a block is 16 neighbours."""
-    whole = row.size // _BLOCK * _BLOCK
-    total = 0.0
-    for start in range(0, whole, _BLOCK):
-        part = term(row[start])
-        for j in range(1, _BLOCK):
-            part += term(row[start + j])
-        total += part
-    part = term(row.dtype.type(0))
-    for j in range(whole, row.size):
-        part += term(row[j])
-    return total + part
-
-
 class _Sum(NamedTuple):
     """Kernels for Σ term(x): over the last axis of a contiguous matrix, over the middle axis of an array of three."""
 
@@ -81,6 +42,43 @@ class _Sum(NamedTuple):
 
 
 def _sum_of(term: Any) -> _Sum:
+    @helper
+    def total(row: Array, lanes: Array) -> Any:
+        """Of a row. `lanes` (64 float64) are its columns, in lines of 64: a block is 16 lines of a column."""
+        tile = _BLOCK * _LANES
+        whole = row.size // tile * tile
+        lanes[:] = 0
+        for start in range(0, whole, tile):
+            for j in range(_LANES):
+                part = term(row[start + j])
+                for line in range(1, _BLOCK):
+                    part += term(row[start + line * _LANES + j])
+                lanes[j] += part
+        for start in range(whole, row.size, _LANES):
+            for j in range(min(_LANES, row.size - start)):
+                lanes[j] += term(row[start + j])
+        half = _LANES // 2
+        while half:
+            for j in range(half):
+                lanes[j] += lanes[half + j]
+            half //= 2
+        return lanes[0]
+
+    @helper
+    def short_total(row: Array) -> Any:
+        """Of a row that is not worth many lanes: a block is 16 neighbours."""
+        whole = row.size // _BLOCK * _BLOCK
+        total = 0.0
+        for start in range(0, whole, _BLOCK):
+            part = term(row[start])
+            for j in range(1, _BLOCK):
+                part += term(row[start + j])
+            total += part
+        part = term(row.dtype.type(0))
+        for j in range(whole, row.size):
+            part += term(row[j])
+        return total + part
+
     @jit(_ROWS_PARALLEL_FROM, formula=term)
     def rows(x: Array, out: Array) -> None:
         n = x.shape[1]
@@ -88,7 +86,7 @@ def _sum_of(term: Any) -> _Sum:
         for job in prange((x.shape[0] + share - 1) // share):
             lanes = np.empty(_LANES)
             for i in range(job * share, min(x.shape[0], (job + 1) * share)):
-                out[i] = _total(x[i], lanes, term) if n >= _BLOCK * _LANES else _short_total(x[i], term)
+                out[i] = total(x[i], lanes) if n >= _BLOCK * _LANES else short_total(x[i])
 
     @jit(_PARALLEL_FROM, formula=term)
     def columns(x: Array, out: Array) -> None:
@@ -97,13 +95,13 @@ def _sum_of(term: Any) -> _Sum:
         for job in prange(outer * strips):
             i, first = job // strips, job % strips * _STRIP
             width = min(_STRIP, inner - first)
-            total = np.zeros(width)
+            sums = np.zeros(width)
             for j in range(n):
                 row = x[i, j, first : first + width]
                 for c in range(width):
-                    total[c] += term(row[c])
+                    sums[c] += term(row[c])
             for c in range(width):
-                out[i, first + c] = total[c]
+                out[i, first + c] = sums[c]
 
     return _Sum(rows, columns)
 
