@@ -13,7 +13,7 @@ import numpy as np
 
 import minigrad as mg
 from minigrad import device
-from minigrad.kernels.cpu import _memory
+from minigrad.kernels.cpu import _loops, _memory
 from minigrad.kernels.cpu._jit import _threading_layer
 from minigrad.kernels.disk_cache import cache_directory, can_be_written
 
@@ -41,7 +41,7 @@ def gather(seed: int) -> dict[str, str]:
     return {
         "minigrad": mg.__version__,
         "Python": f"{platform.python_version()} ({platform.python_implementation()}, {platform.platform()})",
-        "NumPy": np.__version__,
+        "NumPy": f"{np.__version__}, {_loops.ways()}",
         "Numba": f"{numba.__version__}, llvmlite {llvmlite.__version__}",
         "BLAS": _blas(),
         "processor": f"{processor()} ({llvmlite.binding.get_host_cpu_name()})",

@@ -158,6 +158,20 @@ def test_powers_of_every_size_and_sign(dtype: Any, exponent: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("exponent", [8, 9, -8, -9.0, 101, 2.0**53, -1e300, INF, 2.5])
+def test_high_powers_of_negative_numbers(dtype: Any, exponent: float) -> None:
+    """They are made of those of positive ones, which NumPy takes many at a time."""
+    x = np.random.default_rng(0).uniform(-2, 2, 10_000)
+    x = np.concatenate([x, [0, -0.0, INF, -INF, NAN, 1, -1]]).astype(dtype)
+    found = (mg.tensor(x) ** exponent).numpy()
+    with np.errstate(all="ignore"):
+        exact = np.power(x.astype(np.longdouble), np.longdouble(exponent)).astype(dtype)
+    np.testing.assert_allclose(found, exact, rtol=2 * np.finfo(dtype).eps, atol=np.finfo(dtype).tiny)
+    number = ~np.isnan(exact)
+    np.testing.assert_array_equal(np.signbit(found[number]), np.signbit(exact[number]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_quotient_is_that_of_a_division(dtype: Any) -> None:
     """To the bit, but for 1 ulp where it is subnormal."""
 

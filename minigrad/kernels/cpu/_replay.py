@@ -42,6 +42,7 @@ class Place:
     address: int
     shape: tuple[int, ...]
     dtype: Any
+    is_writable: bool  # a part of its type in compiled code
 
     def array(self) -> Array:
         """The same array again, which holds its memory."""
@@ -49,12 +50,14 @@ class Place:
         there.owner = self.memory()
         if there.owner is None:
             let_go()
-        return np.ndarray(self.shape, self.dtype, there)
+        array = np.ndarray(self.shape, self.dtype, there)
+        array.flags.writeable = self.is_writable
+        return array
 
 
 def _place(x: Any) -> Any:
     if isinstance(x, np.ndarray):
-        return Place(weakref.ref(memory_of(x)), x.ctypes.data, x.shape, x.dtype)
+        return Place(weakref.ref(memory_of(x)), x.ctypes.data, x.shape, x.dtype, x.flags.writeable)
     return x
 
 

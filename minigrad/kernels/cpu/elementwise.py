@@ -1,4 +1,7 @@
-"""Elementwise kernels: NumPy's ufuncs where one does the job in a single pass, lifted formulas where none does."""
+"""Elementwise kernels: NumPy's ufuncs where one does the job in a single pass, lifted formulas where none does.
+
+Ufuncs of large arrays run on all threads (`_loops`); small ones are quicker by NumPy itself.
+"""
 
 from __future__ import annotations
 
@@ -11,55 +14,65 @@ from numba import prange
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu import _math
 from minigrad.kernels.cpu._jit import heard, jit
+from minigrad.kernels.cpu._loops import spread
 from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
+_SPREAD_FROM = 1 << 17  # elements, of two operands together
 _CHOSEN_FROM = 1 << 11  # elements: NumPy's `where` is quickly there, and slow; in a captured step that does not count
 
 
-def _quiet(ufunc: Any) -> Callable[..., Array]:
-    """The kernel that is a ufunc of NumPy."""
+def _ufunc(ufunc: Any, half: Callable[..., Array] | None = None) -> Callable[..., Array]:
+    """The kernel that is a ufunc of NumPy. One operand of two may be a number; next to float16, `half` takes it."""
 
-    def kernel(*operands: Any) -> Array:
-        return np.asarray(quiet.run(ufunc, *operands))
+    def unary(x: Any) -> Array:
+        made = spread(ufunc, x) if x.size >= _SPREAD_FROM or heard.launches is not None else None
+        return np.asarray(quiet.run(ufunc, x)) if made is None else made
 
-    kernel.ufunc = ufunc  # type: ignore[attr-defined]  # for a captured step
-    return kernel
+    def binary(x: Any, y: Any) -> Array:
+        if type(x) is type(y):
+            size = x.size + y.size
+        else:
+            array = x if type(x) is np.ndarray else y
+            if half and array.dtype == np.float16:
+                return half(x, y)
+            size = 2 * array.size
+        made = spread(ufunc, x, y) if size >= _SPREAD_FROM or heard.launches is not None else None
+        return np.asarray(quiet.run(ufunc, x, y)) if made is None else made
+
+    return unary if ufunc.nin == 1 else binary
 
 
 def _arithmetic(ufunc: Any) -> Callable[..., Array]:
-    """The same for two operands; a number met by float16 takes part in float32, as that rounds but once."""
+    """The same, where a number met by float16 takes part in float32, as that rounds but once."""
 
     @np.errstate(all="ignore")
     def half(x: Any, y: Any) -> Array:
         x, y = (np.float32(a) if isinstance(a, int | float) else a for a in (x, y))
         return np.asarray(ufunc(x, y), np.float16)
 
-    def kernel(x: Any, y: Any) -> Array:
-        if type(x) is not type(y) and np.float16 in (getattr(x, "dtype", None), getattr(y, "dtype", None)):
-            return half(x, y)
-        return np.asarray(quiet.run(ufunc, x, y))
-
-    kernel.ufunc = ufunc  # type: ignore[attr-defined]
-    return kernel
+    return _ufunc(ufunc, half)
 
 
 add, sub, mul, div, _power = map(_arithmetic, (np.add, np.subtract, np.multiply, np.true_divide, np.power))
-neg, abs, sign, square, reciprocal = map(_quiet, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
-exp, log, log1p, expm1, sqrt = map(_quiet, (np.exp, np.log, np.log1p, np.expm1, np.sqrt))
-sin, cos, tanh = map(_quiet, (np.sin, np.cos, np.tanh))
-maximum, minimum = map(_quiet, (np.maximum, np.minimum))
+neg, abs, sign, square, reciprocal = map(_ufunc, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
+exp, log, log1p, expm1, sqrt = map(_ufunc, (np.exp, np.log, np.log1p, np.expm1, np.sqrt))
+sin, cos, tanh = map(_ufunc, (np.sin, np.cos, np.tanh))
+_copysign = _ufunc(np.copysign)
+maximum, minimum = map(_ufunc, (np.maximum, np.minimum))
 eq, ne, lt, le, gt, ge = map(
-    _quiet, (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
+    _ufunc, (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
 )
-logical_and, logical_or, logical_not = map(_quiet, (np.logical_and, np.logical_or, np.logical_not))
-isnan, isinf, isfinite = map(_quiet, (np.isnan, np.isinf, np.isfinite))
+logical_and, logical_or, logical_not = map(_ufunc, (np.logical_and, np.logical_or, np.logical_not))
+isnan, isinf, isfinite = map(_ufunc, (np.isnan, np.isinf, np.isfinite))
 
 
-@np.errstate(all="ignore")
 def clip(x: Any, low: Any, high: Any) -> Array:
-    return np.asarray(np.clip(x, low, high))
+    """By two ufuncs, as NumPy's own is written in Python, and slow for small arrays."""
+    if low is not None:
+        x = maximum(x, low)
+    return x if high is None else minimum(x, high)
 
 
 @jit(_PARALLEL_FROM)
@@ -137,6 +150,9 @@ def pow(x: Any, y: Any) -> Array:
             return _whole_power(x, int(y))
         if y in (0.5, -0.5):
             return _root(x, y < 0)
+        if y == y // 1:  # a whole number; NumPy takes powers of negative numbers one by one
+            power = _power(abs(x), y)
+            return _copysign(power, x) if y % 2 else power
     return _power(x, y)
 
 

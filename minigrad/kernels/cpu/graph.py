@@ -75,7 +75,7 @@ class Recording:
         self._lines: list[_Line] = []
         self._names: dict[int, tuple[Callable[[], Any], str]] = {}  # id -> an array that the step knows, its name
         self._outside: dict[str, weakref.ref[Array]] = {}
-        self._constants: dict[str, Any] = {"np": np}
+        self._constants: dict[str, Any] = {}
         self._staying: dict[str, Any] = {}  # variables that are the same arrays in every step
         self._memory: dict[int, tuple[weakref.ref[Array], bool]] = {}  # id -> memory of what it knows; does it stay?
         self._variables = 0
@@ -111,7 +111,7 @@ class Recording:
             self._constants[name] = kernel
             words = [*map(self._word, args), *(f"{key}={self._word(x)}" for key, x in options.items())]
             only = self._only(launches, (*args, *options.values()), out)
-            self._add(name, words, out, only, getattr(kernel, "ufunc", None))
+            self._add(name, words, out, only)
         return out
 
     def update(self, update: Update, gradients: Sequence[Array]) -> None:
@@ -136,23 +136,20 @@ class Recording:
         there = {id(x.memory()) for x in places(only)}
         return only if {id(memory_of(x)) for x in _arrays(out)} <= there else []  # else it has copied it after that
 
-    def _add(self, name: str, words: list[str], out: Any, launches: list[Launch], ufunc: Any = None) -> None:
+    def _add(self, name: str, words: list[str], out: Any, launches: list[Launch]) -> None:
         call = f"{name}({', '.join(words)})"
         outs = out if type(out) is tuple else () if out is None else (out,)
         arrays = list(_arrays(outs))
         is_view = bool(outs) and all(map(self._stays, outs))
-        has_out = isinstance(ufunc, np.ufunc) and out.dtype != np.float16  # where the kernel does more
         varies = self._varies or bool(self._used & self._varying)
-        most = math.inf if not varies else _STAYS if launches or has_out else _COPIED
+        most = math.inf if not varies else _STAYS if launches else _COPIED
         stays = is_view or all(self._may_stay(x, most) for x in outs)
         self._varies |= not stays
         made = [self._variable(x) for x in outs]
         text = runs = f"{', '.join(made)} = {call}" if made else call
         if stays:
             self._staying.update(zip(made, outs, strict=True))
-            if has_out:
-                runs = f"np.{ufunc.__name__}({', '.join(words)}, out={made[0]})"
-            elif made:
+            if made:
                 runs = f"{', '.join(f'{v}[...]' for v in made)} = {call}"
         if varies or self._varies:
             self._varying.update(made)
