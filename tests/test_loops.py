@@ -101,7 +101,8 @@ def test_whole_numbers_and_choices() -> None:
 def test_what_numpy_alone_can_do() -> None:
     x = numbers((40, 50), "float32")
     assert spread(np.add, x, x.astype(np.float64)) is None  # converts
-    assert spread(np.add, np.arange(3), 1) is None
+    assert spread(np.add, np.arange(3), 1) is None and spread(np.logical_and, True, x > 0) is None
+    assert spread(np.multiply, x, np.float64(2)) is None  # converts, which 2.0 does not
     assert spread(np.exp, np.arange(3)) is None  # so does this: float64
     assert spread(np.add, x, x[:, ::-1]) is None  # scattered
     assert spread(np.add, x.T, x.T) is None
@@ -140,3 +141,15 @@ def test_ops_on_large_tensors_run_on_all_threads(monkeypatch: pytest.MonkeyPatch
     seen.clear()
     ((small * 2 + small).exp() - small[:1]).backward(mg.ones(8, 8))
     assert not seen
+
+
+def test_captured_steps_apply_them_without_python() -> None:
+    """Whatever the size."""
+    b = mg.ones(4, 1)
+    step = mg.capture(lambda x: (((2 - x) * b).exp() < 3).float())
+    for _ in range(3):
+        x = mg.randn(4, 5)
+        expected = (np.exp((2 - x.numpy()) * b.numpy()) < 3)
+        np.testing.assert_allclose(step(x).numpy(), expected, rtol=1e-6)
+    lines = [line.strip() for line in str(step).splitlines()]
+    assert [line for line in lines if line.startswith("v")] == ["v4[...] = cast(v3, float32)"]

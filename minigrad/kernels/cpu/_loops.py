@@ -24,6 +24,8 @@ from minigrad.kernels.cpu._tile import PLAIN
 
 Array = np.ndarray[Any, Any]
 Extents = tuple[int, ...]
+#: Elements of a result for which it is worth its while; for fewer, NumPy is done before the kernel is called.
+LARGE = 1 << 17
 #: Bytes of a result.
 _PARALLEL_FROM = 1 << 17
 #: Elements, or so, that one thread makes in a row.
@@ -177,13 +179,15 @@ def spread(ufunc: Any, x: Any, y: Any = None) -> Array | None:
     kind, number = _TWO, 0.0
     if y is None:
         kind, y = _ONE, x
-    elif type(y) in (float, int):
+    elif type(y) is not np.ndarray:
         kind, number, y = _SECOND, y, x
-    elif type(x) in (float, int):
+    elif type(x) is not np.ndarray:
         kind, number, x = _FIRST, x, y
     dtype = x.dtype
     loop = _loop(ufunc, dtype)
-    if loop is None or PLAIN or y.dtype != dtype or (kind >= _FIRST and dtype.kind != "f"):
+    if loop is None or PLAIN or y.dtype != dtype:
+        return None
+    if kind >= _FIRST and (dtype.kind != "f" or type(number) not in (float, int)):
         return None
     first = _bytes(x)
     second = first if x is y else _bytes(y)

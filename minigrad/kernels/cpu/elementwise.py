@@ -14,12 +14,12 @@ from numba import prange
 from minigrad.kernels import scalar
 from minigrad.kernels.cpu import _math
 from minigrad.kernels.cpu._jit import heard, jit
-from minigrad.kernels.cpu._loops import spread
+from minigrad.kernels.cpu._layout import in_order
+from minigrad.kernels.cpu._loops import LARGE, spread
 from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
-_SPREAD_FROM = 1 << 17  # elements, of two operands together
 _CHOSEN_FROM = 1 << 11  # elements: NumPy's `where` is quickly there, and slow; in a captured step that does not count
 
 
@@ -27,18 +27,18 @@ def _ufunc(ufunc: Any, half: Callable[..., Array] | None = None) -> Callable[...
     """The kernel that is a ufunc of NumPy. One operand of two may be a number; next to float16, `half` takes it."""
 
     def unary(x: Any) -> Array:
-        made = spread(ufunc, x) if x.size >= _SPREAD_FROM or heard.launches is not None else None
+        made = spread(ufunc, x) if x.size >= LARGE or heard.launches is not None else None
         return np.asarray(quiet.run(ufunc, x)) if made is None else made
 
     def binary(x: Any, y: Any) -> Array:
         if type(x) is type(y):
-            size = x.size + y.size
+            size = max(x.size, y.size)
         else:
             array = x if type(x) is np.ndarray else y
             if half and array.dtype == np.float16:
                 return half(x, y)
-            size = 2 * array.size
-        made = spread(ufunc, x, y) if size >= _SPREAD_FROM or heard.launches is not None else None
+            size = array.size
+        made = spread(ufunc, x, y) if size >= LARGE or heard.launches is not None else None
         return np.asarray(quiet.run(ufunc, x, y)) if made is None else made
 
     return unary if ufunc.nin == 1 else binary
@@ -131,7 +131,7 @@ def _lift(formula: Callable[..., Any], arrays: int) -> Callable[..., Array]:
     def kernel(*operands: Any) -> Array:
         x = operands[0]
         dtype = np.float32 if x.dtype == np.float16 else x.dtype
-        flat = [np.ascontiguousarray(a, dtype).reshape(-1) for a in operands[:arrays]]
+        flat = [in_order(cast(a, dtype)).reshape(-1) for a in operands[:arrays]]
         out = np.empty(x.shape, dtype)
         elementwise.only(out.reshape(-1), *flat, operands[arrays:])
         return out if dtype == x.dtype else cast(out, x.dtype)
