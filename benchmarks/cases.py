@@ -191,6 +191,7 @@ def table(quick: bool = False, gpu: bool = False) -> list[Case]:
         Case(NODES, "training steps", Several(tuple(Derivative(networks.weight(*shape)) for shape in flat), 2)),
         *(convolution(*c, batch=batch, dtype=dtype) for dtype in ("float32", "float64") for c in convolutions),
         *(product(*shape) for shape in products),
+        op("Conv2d, depthwise, k3", layer("Conv2d", width, width, 3, padding=1, groups=width), (n // 2, width, 28, 28)),
         op("BatchNorm2d", layer("BatchNorm2d", 2 * width), (n, 2 * width, 16, 16)),
         op("LeakyReLU", layer("LeakyReLU", 0.1), (n, width, 32, 32)),
         op("softmax", networks.softmax, (8 * n, 16 * width)),

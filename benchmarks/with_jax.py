@@ -89,8 +89,9 @@ def weight(name: str, p: Arrays, b: Arrays) -> Any:
 def conv(layer: Any, x: Any, w: Any) -> Any:
     (s, _), (q, _) = layer.stride, layer.padding
     return lax.conv_general_dilated(
-        x, w.transpose(2, 3, 1, 0), (s, s), ((q, q), (q, q)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+        x, w.transpose(2, 3, 1, 0), (s, s), ((q, q), (q, q)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=layer.groups,
+    )  # fmt: skip
 
 
 def conv_transpose(layer: Any, x: Any, w: Any) -> Any:
@@ -280,6 +281,8 @@ def matmul(work: Matmul) -> Running:
 
 
 FUNCTIONS: dict[str, Any] = {
+    "x + its first row": lambda x: x + x[0],
+    "exp": jnp.exp,
     "x ** 3": lambda x: x**3,
     "GELU": lambda x: jax.nn.gelu(x, approximate=False),
     "where(x > 0, x, 0)": lambda x: jnp.where(x > 0, x, 0),
@@ -288,6 +291,7 @@ FUNCTIONS: dict[str, Any] = {
     "maximum along rows": lambda x: x.max(1),
     "product along rows": lambda x: x.prod(1),
     "running sum": lambda x: x.cumsum(1),
+    "x @ its first row": lambda x: x @ x[0],
     "softmax along columns": lambda x: jax.nn.softmax(x, 0),
     "transposed copy": lambda x: x.T,
 }

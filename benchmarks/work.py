@@ -80,6 +80,8 @@ class Function:
 
 #: By the name of a `Function`: what it is in minigrad and in torch, given the library and x.
 FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "x + its first row": lambda lib, x: x + x[0],
+    "exp": lambda lib, x: lib.exp(x),
     "x ** 3": lambda lib, x: x**3,
     "GELU": lambda lib, x: lib.nn.functional.gelu(x),
     "where(x > 0, x, 0)": lambda lib, x: lib.where(x > 0, x, 0.0),
@@ -88,6 +90,7 @@ FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
     "maximum along rows": lambda lib, x: x.amax(1),
     "product along rows": lambda lib, x: x.prod(1),
     "running sum": lambda lib, x: x.cumsum(1),
+    "x @ its first row": lambda lib, x: x @ x[0],
     "softmax along columns": lambda lib, x: lib.softmax(x, 0),
     "transposed copy": lambda lib, x: x.T.contiguous(),
 }

@@ -64,6 +64,13 @@ def deal_blocks(size: Any, x: Any, g: Any, width: Any, factor: Any, shift: Any, 
 
 
 @helper
+def _before(line: Any, across: Any, height: Any, factor: Any, shift: Any) -> Any:
+    """The pixels before the plane of a line of blocks."""
+    plane = divided(line, factor, shift)
+    return np.uint32(np.uint32(plane * height) * np.uint32(np.uint32(2) * across))
+
+
+@helper
 def _larger(best: Any, place: Any, value: Any, there: Any) -> tuple[Any, Any]:
     """The first of equals, a NaN before any number."""
     return (value, there) if value > best or value != value else (best, place)
@@ -77,13 +84,12 @@ def max_blocks(
     """The largest value of each block, and its place in the plane."""
     for i in items(size):
         line, across = divided(np.uint32(i), factor, shift), np.uint32(np.uint32(2) * width)
-        plane = divided(line, tall_factor, tall_shift)
         a = _corner(np.uint32(i), line, width)
         b, one = np.uint32(a + across), np.uint32(1)
         best, at = _larger(ldg(x, a), np.uint32(0), ldg(x, np.uint32(a + one)), one)
         best, at = _larger(best, at, ldg(x, b), across)
         best, at = _larger(best, at, ldg(x, np.uint32(b + one)), np.uint32(across + one))
-        before = np.uint32(np.uint32(plane * height) * np.uint32(np.uint32(2) * across))
+        before = _before(line, across, height, tall_factor, tall_shift)
         values[i], indices[i] = best, np.uint32(np.uint32(a - before) + at)
 
 
@@ -95,9 +101,8 @@ def put_back_blocks(
     """To the pixel of each block that its index names, g; to the others 0."""
     for i in items(size):
         line, across = divided(np.uint32(i), factor, shift), np.uint32(np.uint32(2) * width)
-        plane = divided(line, tall_factor, tall_shift)
         a = _corner(np.uint32(i), line, width)
-        before = np.uint32(np.uint32(plane * height) * np.uint32(np.uint32(2) * across))
+        before = _before(line, across, height, tall_factor, tall_shift)
         named = np.uint32(np.uint32(ldg(indices, i)) - np.uint32(a - before))
         b, one, value, zero = np.uint32(a + across), np.uint32(1), ldg(g, i), g.dtype.type(0)
         out[a] = value if named == np.uint32(0) else zero
