@@ -83,6 +83,8 @@ class Graph:
         return self.node("Add", product, self.constant([n.intercept for n in affine], np.int64))
 
     def cast(self, x: str, dtype: Any) -> str:
+        if isinstance(x, Term) and x.dtype == dtype:
+            return x
         return self.node("Cast", x, to=self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
     def refuse(self, what: str) -> Any:
@@ -306,24 +308,12 @@ def _norm(g: Graph, x: Term, *, dims: Extents, keepdim: bool) -> str:
     return g.cast(_reduction("ReduceL2")(g, wide, dims=dims, keepdim=keepdim), x.dtype)
 
 
-@_form
-def _any(g: Graph, x: Term, *, dims: Extents, keepdim: bool) -> str:
-    return g.cast(FORMS["amax"](g, x, dims=dims, keepdim=keepdim), _dtypes.bool_)
+for _op, _kind in {"any": "amax", "all": "amin"}.items():
+    FORMS[_op] = lambda g, x, _kind=_kind, **how: g.cast(FORMS[_kind](g, x, **how), _dtypes.bool_)
 
 
-@_form
-def _all(g: Graph, x: Term, *, dims: Extents, keepdim: bool) -> str:
-    return g.cast(FORMS["amin"](g, x, dims=dims, keepdim=keepdim), _dtypes.bool_)
-
-
-@_form
-def _argmax(g: Graph, x: str, *, dim: int, keepdim: bool) -> str:
-    return g.node("ArgMax", x, axis=dim, keepdims=keepdim)
-
-
-@_form
-def _argmin(g: Graph, x: str, *, dim: int, keepdim: bool) -> str:
-    return g.node("ArgMin", x, axis=dim, keepdims=keepdim)
+for _op, _kind in {"argmax": "ArgMax", "argmin": "ArgMin"}.items():
+    FORMS[_op] = lambda g, x, dim, keepdim, _kind=_kind: g.node(_kind, x, axis=dim, keepdims=keepdim)
 
 
 @_form
@@ -401,14 +391,19 @@ def _conv_input_grad(g: Graph, y: Term, w: Term, *, input_shape: Extents, layout
 def _batch_norm(g: Graph, x: Term, weight: Term, bias: Term, *, eps: float) -> str:
     """With the statistics of the batch."""
     dims = g.extents([0, *range(2, len(x.shape))])
-    column = g.extents([-1, *[1] * (len(x.shape) - 2)])
     deviation = g.node("Sub", x, g.node("ReduceMean", x, dims))
     variance = g.node("ReduceMean", g.node("Mul", deviation, deviation), dims)
     scale = g.node("Sqrt", g.node("Add", variance, g.constant(eps, x.dtype)))
-    out = g.node("Div", deviation, scale)
-    for kind, vector in (("Mul", weight), ("Add", bias)):
-        out = g.node(kind, out, g.node("Reshape", vector, column)) if vector else out
-    return out
+    return _channel_affine(g, Term(g.node("Div", deviation, scale), x.shape, x.dtype), weight, "", bias)
+
+
+@_form
+def _channel_affine(g: Graph, x: Term, scale: str, mean: str, bias: str) -> str:
+    dtype = np.promote_types(x.dtype, np.float32)
+    out, column = g.cast(x, dtype), g.extents([-1, *[1] * (len(x.shape) - 2)])
+    for kind, numbers in (("Sub", mean), ("Mul", scale), ("Add", bias)):
+        out = g.node(kind, out, g.node("Reshape", g.cast(numbers, dtype), column)) if numbers else out
+    return out if dtype == x.dtype else g.cast(out, x.dtype)
 
 
 @_form

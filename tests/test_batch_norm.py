@@ -151,13 +151,86 @@ def test_kernels_of_batch_norm_give_the_same_bits_serial_and_parallel(device):
     x, g = (np.random.default_rng(i).standard_normal((5, 3000)).astype(np.float32) for i in range(2))
     for pixels in (1, 1000):
         channels = 3000 // pixels
-        sums, centred, out = np.empty((2, 2, channels)), np.empty((2, 2, channels)), np.empty((2, *x.shape), x.dtype)
+        sums, centred = np.empty((2, 2, channels)), np.empty((2, 2, channels))
+        out, alone = np.empty((2, *x.shape), x.dtype), np.empty((2, *x.shape), x.dtype)
         for i, variant in enumerate(("serial", "parallel")):
             getattr(kernels._moments, variant)(g, x, pixels, np.zeros(channels), False, sums[i])
             getattr(kernels._moments, variant)(x, x, pixels, np.zeros(channels), True, centred[i])
-            getattr(kernels._combine, variant)(out[i], g, x, pixels, np.arange(4.0 * channels).reshape(4, channels))
-        for made in (sums, centred, out):
+            table = np.arange(4.0 * channels).reshape(4, channels)
+            getattr(kernels._combine, variant)(out[i], g, x, True, pixels, table)
+            getattr(kernels._combine, variant)(alone[i], g, x, False, pixels, table)
+        for made in (sums, centred, out, alone):
             np.testing.assert_array_equal(made[0], made[1])
+
+
+def evaluated(shape, dtype, rng):
+    """What evaluation takes: x, weight and bias, and running statistics far from zero in terms of the deviation."""
+    mean, var = 1e3 * rng.standard_normal(shape[1]), rng.uniform(0.5, 2, shape[1])
+    column = (-1, *[1] * (len(shape) - 2))
+    x = mean.reshape(column) + rng.standard_normal(shape)
+    return [a.astype(dtype) for a in (x, mean, var, *rng.standard_normal((2, shape[1])))]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16"])
+@pytest.mark.parametrize("shape", [(4, 3), (1, 3, 2), (2, 3, 5), (3, 2, 5, 7), (7, 1, 1)])
+def test_batch_norm_in_evaluation_is_numpys(shape, dtype, device):
+    """To the dtype's last digits, also far from zero; and its gradients."""
+    rng = np.random.default_rng(3)
+    given, g = evaluated(shape, dtype, rng), rng.standard_normal(shape).astype(dtype)
+    dims, column = (0, *range(2, len(shape))), (-1, *[1] * (len(shape) - 2))
+    x, mean, var, weight, bias, up = (a.astype(np.float64) for a in (*given, g))
+    mean, var, weight, bias = (a.reshape(column) for a in (mean, var, weight, bias))
+    hat, rstd = (x - mean) / np.sqrt(var + 1e-5), 1 / np.sqrt(var + 1e-5)
+    exact = hat * weight + bias, up * weight * rstd, (up * hat).sum(dims), up.sum(dims)
+    inputs = [mg.tensor(a, device=device) for a in given]
+    leaves = inputs[0].requires_grad_(), inputs[3].requires_grad_(), inputs[4].requires_grad_()
+    y = F.batch_norm(*inputs)
+    found = y, *mg.grad(y, leaves, mg.tensor(g, device=device))
+    for t, expected in zip(found, exact, strict=True):
+        assert t.dtype == dtype
+        size = max(1, np.abs(expected).max(), np.abs(up * hat).sum() if expected.ndim == 1 else 0)
+        np.testing.assert_allclose(t.detach().numpy(), expected, rtol=0, atol=4 * np.finfo(dtype).eps * size)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_derivatives_of_batch_norm_in_evaluation_are_slopes(affine, device):
+    given = evaluated((3, 2, 2), "float64", np.random.default_rng(4))
+    given[0], given[1] = given[0] - given[1].reshape(-1, 1), given[1] / 1e3
+    inputs = [mg.tensor(a, device=device, requires_grad=True) for a in given[: 5 if affine else 3]]
+    assert mg.gradcheck(F.batch_norm, inputs)
+    assert mg.gradgradcheck(F.batch_norm, inputs)
+
+
+def test_batch_norm_in_evaluation_reads_x_once_and_shares_its_sums(device, monkeypatch):
+    asked, sums = [], ops._channel_sums
+    monkeypatch.setattr(ops, "_channel_sums", lambda *args: asked.append(args) or sums(*args))
+    x, mean, var, *affine = (mg.tensor(a, device=device) for a in evaluated((4, 3), "float32", rng))
+    y = F.batch_norm(x, mean, var, *(t.requires_grad_() for t in affine))
+    assert y.node.op is ops._channel_affine
+    y.sum().backward()
+    assert len(asked) == 1 and all(t.grad is not None for t in affine)
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (4, 3, 50)])
+def test_batch_norm_in_evaluation_takes_each_element_for_itself(shape, device):
+    x, *given = evaluated(shape, "float32", np.random.default_rng(5))
+    given = [mg.tensor(a, device=device) for a in given]
+    finite = F.batch_norm(mg.tensor(x, device=device), *given).numpy()
+    x[1, 2], x[2, 1], x[3, 0] = np.inf, -np.inf, np.nan
+    y = F.batch_norm(mg.tensor(x, device=device), *given).numpy()
+    sign = np.sign(given[2].numpy())
+    np.testing.assert_array_equal(y[1, 2], np.full_like(y[1, 2], np.inf * sign[2]))
+    np.testing.assert_array_equal(y[2, 1], np.full_like(y[2, 1], -np.inf * sign[1]))
+    assert np.isnan(y[3, 0]).all() and (y == finite).sum() == x.size - 3 * (x.size // 3 // len(x))
+    turned = mg.tensor(x.swapaxes(0, 1), device=device).transpose(0, 1)  # whose rows do not lie together
+    np.testing.assert_array_equal(F.batch_norm(turned, *given).numpy(), y)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (4, 0), (2, 3, 0)])
+def test_batch_norm_in_evaluation_of_nothing(shape, device):
+    x, *given = (mg.tensor(a, device=device, requires_grad=True) for a in evaluated(shape, "float32", rng))
+    y = F.batch_norm(x, *(t.detach() for t in given[:2]), *given[2:])
+    assert [g.tolist() for g in mg.grad(y.sum(), given[2:])] == [[0.0] * shape[1]] * 2 and y.shape == shape
 
 
 def test_batch_norm_refuses_two_dtypes():

@@ -172,6 +172,17 @@ def test_basic_indices_are_views_and_others_are_copies(case: tuple[tuple[int, ..
         assert bool((x == 0).any()) == basic
 
 
+@pytest.mark.parametrize("index", [[2, -1, 2], np.array([[0, 1], [-3, 2]]), [True, False, True]], ids=str)
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_whole_slices_are_selected_whole(dim: int, index: Any) -> None:
+    """Not element by element: x[:, [1, 2]] is an index_select, also of masks and of more dimensions."""
+    x = mg.tensor(arrays((3, 3, 3)), requires_grad=True)
+    where = (*[slice(None)] * dim, index)
+    y = x[where]
+    np.testing.assert_array_equal(y.detach().numpy(), x.detach().numpy()[where])
+    assert "index_select" in (y.node.op.name, getattr(y.node.edges[0], "op", y.node.op).name)
+
+
 def test_lists_numbers_and_arrays_are_indices_too() -> None:
     x = mg.tensor(arrays((3, 4)))
     assert x[[2, 0]].tolist() == x[np.array([2, 0])].tolist() == x[mg.tensor([2, 0])].tolist()
@@ -187,6 +198,8 @@ def test_lists_numbers_and_arrays_are_indices_too() -> None:
         (3, r"shape \(3, 4\): index 3 is out of bounds for axis 0"),
         ((0, 0, 0), r"shape \(3, 4\): too many indices"),
         ([0, 5], r"shape \(3, 4\): index 5 is out of bounds"),
+        ((slice(None), [0, -5]), r"shape \(3, 4\): index -5 is out of bounds for axis 1 with size 4"),
+        (([0], slice(None), slice(None)), r"shape \(3, 4\): too many indices"),
         (mg.tensor([True, False]), r"shape \(3, 4\): boolean index did not match"),
         (mg.tensor([0.5]), "expected an integer or bool tensor as index; got float32"),
         (1.0, r"expected ints, slices, None, ..., int or bool tensors; got 1.0"),

@@ -89,6 +89,7 @@ def convolutions(dtype: str) -> None:
     twice(lambda x: F.avg_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(F.max_pool2d(mg.upsample(x, 2), 2), 2), x[:, :, :18, :16])  # by blocks
     twice(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), x, w[:4, 0, 0, 0], b[:4])
+    twice(lambda x, w, b: F.batch_norm(x, b, b.exp(), w, b), x, w[:4, 0, 0, 0], b[:4])  # by given statistics
 
 
 def products(dtype: str) -> None:
@@ -101,6 +102,7 @@ def products(dtype: str) -> None:
 def gathers(dtype: str) -> None:
     index = mg.tensor(np.random.default_rng(0).integers(0, 31, (59, 43, 17)))
     twice(lambda x: mg.gather(x, 1, index), mg.randn(60, 31, 17, dtype=dtype))
+    twice(lambda x: mg.gather(x, 2, index), mg.randn(60, 43, 31, dtype=dtype))  # lines of memory
     twice(lambda x: mg.embedding(index[:23, 0], x), mg.randn(31, 701, dtype=dtype))
 
 

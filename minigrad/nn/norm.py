@@ -10,7 +10,7 @@ from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.nn.parameter import Parameter
 from minigrad.ops import _arguments as arguments
-from minigrad.ops.batch_norm import standardize
+from minigrad.ops.batch_norm import channel_affine, standardize
 from minigrad.ops.creation import ones, tensor, zeros
 
 
@@ -59,13 +59,10 @@ def batch_norm(
         return y
     if running_mean is None or running_var is None:
         raise ValueError("batch_norm: expected running_mean and running_var outside of training")
-    column = (-1, *[1] * (x.ndim - 2))
-    kind = _dtypes.float32 if x.dtype == _dtypes.float16 else x.dtype  # float16 is storage: rounded once, at the end
-    scale = (running_var.to(kind) + eps).rsqrt()
+    scale = (running_var.double() + eps).rsqrt()
     if weight is not None:
-        scale = scale * weight.to(kind)
-    y = (x.to(kind) - running_mean.to(kind).reshape(column)) * scale.reshape(column)
-    return (y if bias is None else y + bias.to(kind).reshape(column)).to(x.dtype)
+        scale = scale * weight.double()
+    return channel_affine(x, scale, running_mean.double(), None if bias is None else bias.double())
 
 
 def _move(running: Tensor | None, new: Tensor, momentum: float | Tensor) -> None:

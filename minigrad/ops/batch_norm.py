@@ -1,4 +1,4 @@
-"""Batch normalization with the statistics of the batch: one op, its two gradients, and theirs.
+"""Batch normalization: by the statistics of the batch one op, its two gradients, and theirs; by given ones, two ops.
 
 With ⟨·⟩ the mean over a channel, r = 1/√(var + ε), x̂ = (x − ⟨x⟩) r, and P g = g − ⟨g⟩ − x̂ ⟨g x̂⟩, which is symmetric,
 y = w x̂ + b has ∂/∂x = w r P g and ∂/∂w = Σ g x̂. As ∂r/∂x = −r² x̂/n and ∂⟨h x̂⟩/∂x = r P h/n, the derivative of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minigrad import _dtypes
 from minigrad._op import primitive
 from minigrad._tensor import Tensor
 from minigrad.ops.reduce import mean as average, sum, var as variance
@@ -87,6 +88,49 @@ _sums.vjp(
     y=lambda g, x, eps: _column(g[0], x) + _column(g[1], x) * _standardized(x, eps),
     x=lambda g, y, x, mean, var, eps: _input_grad(_column(g[1], x) * y, x, None, mean, var, eps),
 )
+
+
+@primitive()
+def _channel_affine(k: Any, x: Any, scale: Any, mean: Any, bias: Any) -> Any:
+    return k.channel_affine(x, scale, mean, bias)
+
+
+@primitive()
+def _channel_sums(k: Any, y: Any, x: Any, mean: Any) -> Any:
+    """Σ y and Σ y (x − mean), (2, C) in float64: the adjoint of `_channel_affine` in bias and scale."""
+    zeros, ones = (k.full(y.shape[1:2], value, _dtypes.float64) for value in (0.0, 1.0))
+    return k.batch_norm_sums(y, x, zeros if mean is None else mean, ones, 0.0)[1]
+
+
+def _affine_sums(shared: list[Tensor], g: Tensor, x: Tensor, mean: Tensor | None) -> Tensor:
+    """Three gradients need them."""
+    if not shared:
+        shared.append(_channel_sums(g, x, mean))
+    return shared[0]
+
+
+_channel_affine.vjp(
+    x=lambda g, scale: _channel_affine(g, scale, None, None),
+    scale=lambda g, x, mean, shared: _affine_sums(shared, g, x, mean)[1],
+    mean=lambda g, x, scale, mean, shared: -scale * _affine_sums(shared, g, x, mean)[0],
+    bias=lambda g, x, mean, shared: _affine_sums(shared, g, x, mean)[0],
+)
+_channel_sums.vjp(
+    y=lambda g, x, mean: _channel_affine(x, g[1], mean, g[0]),
+    x=lambda g, y: _channel_affine(y, g[1], None, None),
+    mean=lambda g, y, x, mean: -g[1] * _channel_sums(y, x, mean)[0],
+)
+
+
+def channel_affine(x: Tensor, scale: Tensor, mean: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(x − mean) · scale + bias per channel, for x (N, C, …) and the others (C,) in float64, in one pass over x.
+
+    >>> import minigrad as mg
+    >>> scale, mean = (mg.tensor([value], dtype=mg.float64) for value in (10.0, 2.0))
+    >>> mg.ops.batch_norm.channel_affine(mg.tensor([[1.0], [3.0]]), scale, mean).tolist()
+    [[-10.0], [10.0]]
+    """
+    return _channel_affine(x, scale, mean, bias)
 
 
 def standardize(

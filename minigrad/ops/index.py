@@ -112,10 +112,25 @@ def getitem(x: Tensor, index: Any) -> Tensor:
         if basic:
             return _slice(x, index=raw)
         view, rest = ints_first(x, raw)
-        places = kernels(x.device).flat_places(view.shape, rest)
+        dim = _only_dim(view, rest)
+        among = (view.shape, rest) if dim is None else ((*[1] * dim, view.shape[dim]), rest[: dim + 1])
+        places = Tensor(kernels(x.device).flat_places(*among), x.device)
     except IndexError as error:
         raise IndexError(f"indexing a tensor of shape {x.shape}: {error}") from None
-    return _take(view, Tensor(places, x.device))
+    if dim is None:
+        return _take(view, places)
+    if places.ndim == 1:
+        return _index_select(view, places, dim=dim)
+    slices = _index_select(view, reshape(places, -1), dim=dim)
+    return reshape(slices, *view.shape[:dim], *places.shape[dim:], *view.shape[dim + 1 :])
+
+
+def _only_dim(x: Tensor, raw: Any) -> int | None:
+    """The dimension that an index selects along, if there is but one: x[:, [1, 2]] consists of whole slices."""
+    dims = [d for d, part in enumerate(raw) if not (isinstance(part, slice) and part == slice(None))]
+    if len(dims) != 1 or len(raw) > x.ndim or not isinstance(array := raw[dims[0]], np.ndarray):
+        return None
+    return dims[0] if array.dtype.kind == "i" or array.ndim == 1 else None
 
 
 @method()

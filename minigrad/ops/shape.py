@@ -219,7 +219,7 @@ def squeeze(x: Tensor, dim: int | None = None) -> Tensor:
     (3,)
     """
     drop = range(x.ndim) if dim is None else [arguments.dim("squeeze", x, dim)]
-    return reshape(x, *[n for d, n in enumerate(x.shape) if d not in drop or n != 1]) if x.ndim else x
+    return _reshape(x, shape=tuple(n for d, n in enumerate(x.shape) if d not in drop or n != 1)) if x.ndim else x
 
 
 @method()
@@ -231,7 +231,7 @@ def unsqueeze(x: Tensor, dim: int) -> Tensor:
     (3, 1)
     """
     at = arguments.dim("unsqueeze", x, dim, extra=1)
-    return reshape(x, *x.shape[:at], 1, *x.shape[at:])
+    return _reshape(x, shape=(*x.shape[:at], 1, *x.shape[at:]))
 
 
 @method()

@@ -131,7 +131,7 @@ def rsqrt(k: Any, x: Any) -> Any:
     return k.rsqrt(x)
 
 
-@unary(lambda g, x: 2 * g * x, keeps_integers=True)
+@unary(lambda g, x: g * x * 2, keeps_integers=True)
 def square(k: Any, x: Any) -> Any:
     """x².
 

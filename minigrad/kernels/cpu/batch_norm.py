@@ -69,27 +69,35 @@ def _moments(g: Array, x: Array, pixels: int, x0: Array, centred: bool, sums: Ar
 
 
 @helper
-def _combine_line(out: Array, g: Array, x: Array, of_g: float, of_x: float, mean: float, constant: float) -> None:
+def _combine_line(
+    out: Array, g: Array, x: Array, both: bool, of_g: float, of_x: float, mean: float, constant: float
+) -> None:
     for j in range(out.size):
-        out[j] = of_g * g[j] + of_x * (x[j] - mean) + constant
+        out[j] = (of_g * g[j] if both else 0.0) + of_x * (x[j] - mean) + constant
 
 
 @helper
-def _combine_columns(out: Array, g: Array, x: Array, of_g: Array, of_x: Array, mean: Array, constant: Array) -> None:
+def _combine_columns(
+    out: Array, g: Array, x: Array, both: bool, of_g: Array, of_x: Array, mean: Array, constant: Array
+) -> None:
     for j in range(out.size):
-        out[j] = of_g[j] * g[j] + of_x[j] * (x[j] - mean[j]) + constant[j]
+        out[j] = (of_g[j] * g[j] if both else 0.0) + of_x[j] * (x[j] - mean[j]) + constant[j]
 
 
 @jit(_PARALLEL_FROM)
-def _combine(out: Array, g: Array, x: Array, pixels: int, table: Array) -> None:
-    """of_g · g + of_x · (x − mean) + constant, the rows of the table; a column of it is for so many pixels."""
+def _combine(out: Array, g: Array, x: Array, both: bool, pixels: int, table: Array) -> None:
+    """of_g · g + of_x · (x − mean) + constant, the rows of the table; a column of it is for so many pixels.
+
+    Unless `both`, without g, which may be infinite.
+    """
     for i in prange(len(out)):
         if pixels == 1:
-            _combine_columns(out[i], g[i], x[i], table[0], table[1], table[2], table[3])
+            _combine_columns(out[i], g[i], x[i], both, table[0], table[1], table[2], table[3])
         else:
             for c in range(table.shape[1]):
                 a, b = c * pixels, (c + 1) * pixels
-                _combine_line(out[i, a:b], g[i, a:b], x[i, a:b], table[0, c], table[1, c], table[2, c], table[3, c])
+                of_g, of_x, mean, constant = table[0, c], table[1, c], table[2, c], table[3, c]
+                _combine_line(out[i, a:b], g[i, a:b], x[i, a:b], both, of_g, of_x, mean, constant)
 
 
 @np.errstate(all="ignore")
@@ -101,7 +109,12 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     shift = total / n
     mean, var = x0 + shift, np.maximum(along / n - shift * shift, 0)  # below 0 by rounding
     scale = _wide(weight, 1, x0.size) / np.sqrt(var + eps)
-    return _combined(lines, lines, (np.zeros(x0.size), scale, mean, _wide(bias, 0, x0.size)), x), mean, var
+    return _combined(None, lines, (scale, mean, _wide(bias, 0, x0.size)), x), mean, var
+
+
+def channel_affine(x: Array, scale: Array, mean: Array | None, bias: Array | None) -> Array:
+    """(x − mean) · scale + bias for x (N, C, …), the others (C,) in float64."""
+    return _combined(None, _lines(x), (scale, _wide(mean, 0, scale.size), _wide(bias, 0, scale.size)), x)
 
 
 @np.errstate(all="ignore")
@@ -153,12 +166,12 @@ def _sums(g: Array, lines: Array, x0: Array, centred: bool) -> Array:
     return sums
 
 
-def _combined(g: Array, lines: Array, table: tuple[Array, ...], x: Array) -> Array:
-    pixels, coefficients = _pixels(x), np.stack(table)
+def _combined(g: Array | None, lines: Array, table: tuple[Array, ...], x: Array) -> Array:
+    pixels, coefficients = _pixels(x), np.stack(table if g is not None else (table[0], *table))
     if pixels < _SHORT:
         pixels, coefficients = 1, coefficients.repeat(pixels, 1)
     out = np.empty(x.shape, lines.dtype)
-    _combine(_lines(out), g, lines, pixels, coefficients)
+    _combine(_lines(out), lines if g is None else g, lines, g is not None, pixels, coefficients)
     return cast(out, x.dtype)
 
 

@@ -72,6 +72,11 @@ def index_add(g: Array, dim: int, index: Array, extent: int) -> Array:
 @jit(_PARALLEL_FROM)
 def _gather(out: Array, x: Array, index: Array) -> None:
     for i in prange(len(index)):
+        if index.shape[2] == 1:  # a line, whose places no inner loop interrupts; none is negative
+            made, given, places = out[i].reshape(-1), x[i].reshape(-1), index[i].reshape(-1)
+            for k in range(places.size):
+                made[k] = given[np.uint64(places[k])]
+            continue
         for k in range(index.shape[1]):
             for j in range(index.shape[2]):
                 out[i, k, j] = x[i, index[i, k, j], j]
@@ -80,6 +85,11 @@ def _gather(out: Array, x: Array, index: Array) -> None:
 @jit(_PARALLEL_FROM)
 def _scatter_add(out: Array, g: Array, index: Array) -> None:
     for i in prange(len(index)):
+        if index.shape[2] == 1:
+            made, given, places = out[i].reshape(-1), g[i].reshape(-1), index[i].reshape(-1)
+            for k in range(places.size):
+                made[np.uint64(places[k])] += given[k]
+            continue
         for k in range(index.shape[1]):
             for j in range(index.shape[2]):
                 out[i, index[i, k, j], j] += g[i, k, j]

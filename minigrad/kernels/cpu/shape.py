@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad.kernels.cpu._layout import in_order
-from minigrad.kernels.cpu.array import Array
+from minigrad.kernels.cpu.array import Array, full
 
 
 def reshape(x: Array, shape: tuple[int, ...]) -> Array:
@@ -25,7 +25,11 @@ def flip(x: Array, dims: tuple[int, ...]) -> Array:
 
 
 def pad(x: Array, widths: tuple[tuple[int, int], ...], value: float) -> Array:
-    return np.pad(x, widths, constant_values=value) if widths else x.copy()
+    if not widths:
+        return x.copy()
+    out = full(tuple(n + before + after for n, (before, after) in zip(x.shape, widths, strict=True)), value, x.dtype)
+    out[tuple(slice(before, before + n) for n, (before, _) in zip(x.shape, widths, strict=True))] = x
+    return out
 
 
 def cat(xs: tuple[Array, ...], dim: int) -> Array:

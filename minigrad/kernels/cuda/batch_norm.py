@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from minigrad.kernels.cuda._numba import SIMULATED, cuda, divided, divisor, ldg, steps
-from minigrad.kernels.cuda.array import Array, cast, contiguous, empty
+from minigrad.kernels.cuda.array import Array, cast, contiguous, empty, full
 from minigrad.kernels.cuda.elementwise import _wide
 from minigrad.kernels.cuda.launch import BLOCK, FLOATS, helper, items, kernel
 from minigrad.kernels.cuda.reduce import _settled, _two_sum
@@ -140,18 +140,28 @@ def _quotient(i: Any, n: Any, factor: Any, shift: Any) -> Any:
     return divided(i, factor, shift) if n > np.uint32(1) else i
 
 
-@kernel("u4 T[] T[] T[] T[] u4 u4 u4 u4 u4 u4", T=FLOATS)
+@kernel("u4 T[] f8[] f8[] f8[]", T=FLOATS)
+def _given(channels: Any, table: Any, scale: Any, mean: Any, bias: Any) -> None:
+    """(x − mean) · scale + bias for `_combine`."""
+    for c in items(channels):
+        _set(table, np.uint32(c), np.float64(0), scale[c], mean[c], bias[c])
+
+
+@kernel("u4 T[] T[] ? T[] T[] u4 u4 u4 u4 u4 u4", T=FLOATS)
 def _combine(
-    size: Any, out: Any, g: Any, x: Any, table: Any, length: Any, factor: Any, shift: Any, channels: Any,
+    size: Any, out: Any, g: Any, both: Any, x: Any, table: Any, length: Any, factor: Any, shift: Any, channels: Any,
     outer_factor: Any, outer_shift: Any,
 ) -> None:  # fmt: skip
+    """of_g · g + of_x · (x − mean) + constant; without g, which may be infinite, unless `both`."""
     for i in items(size):
         line = _quotient(np.uint32(i), length, factor, shift)
         image = _quotient(line, channels, outer_factor, outer_shift)
         at = np.uint32(np.uint32(line - np.uint32(image * channels)) * np.uint32(4))
-        of_g, of_x = ldg(table, at), ldg(table, np.uint32(at + np.uint32(1)))
-        mean, constant = ldg(table, np.uint32(at + np.uint32(2))), ldg(table, np.uint32(at + np.uint32(3)))
-        out[i] = of_g * ldg(g, i) + of_x * (ldg(x, i) - mean) + constant
+        of_x, mean = ldg(table, np.uint32(at + np.uint32(1))), ldg(table, np.uint32(at + np.uint32(2)))
+        value = of_x * (ldg(x, i) - mean) + ldg(table, np.uint32(at + np.uint32(3)))
+        if both:
+            value += ldg(table, at) * ldg(g, i)
+        out[i] = value
 
 
 def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -> tuple[Array, Array, Array]:
@@ -162,7 +172,16 @@ def batch_norm(x: Array, weight: Array | None, bias: Array | None, eps: float) -
     mean, var, table = empty((channels,), np.float64), empty((channels,), np.float64), empty((channels, 4), flat.dtype)
     of_channels = *_or(weight, flat), *_or(bias, flat)
     _statistics.each(channels, mean, var, table, sums, flat, *of_channels, eps, length, n, pieces)
-    return _combined(flat, flat, table, x), mean, var
+    return _combined(None, flat, table, x), mean, var
+
+
+def channel_affine(x: Array, scale: Array, mean: Array | None, bias: Array | None) -> Array:
+    """(x − mean) · scale + bias for x (N, C, …), the others (C,) in float64."""
+    flat = _flat(x)
+    table = empty((scale.size, 4), flat.dtype)
+    others = (full(scale.shape, 0.0, scale.dtype) if t is None else contiguous(t) for t in (mean, bias))
+    _given.each(scale.size, table, contiguous(scale), *others)
+    return _combined(None, flat, table, x)
 
 
 def batch_norm_sums(g: Array, x: Array, mean: Array, var: Array, eps: float) -> tuple[Array, Array]:
@@ -208,11 +227,11 @@ def _sums(g: Array, x: Array, centred: bool) -> tuple[Array, int]:
     return sums, pieces
 
 
-def _combined(g: Array, x: Array, table: Array, like: Array) -> Array:
+def _combined(g: Array | None, x: Array, table: Array, like: Array) -> Array:
     out = empty(x.shape, x.dtype)
     channels, length, _ = _extents(x)
     by = (number for n in (length, channels) for number in (n, *(divisor(n) if n > 1 else (0, 0))))
-    _combine.each(out.size, out, g, x, table, *by)
+    _combine.each(out.size, out, *_or(g, x), x, table, *by)
     return cast(out, like.dtype)
 
 
