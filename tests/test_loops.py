@@ -64,7 +64,7 @@ def test_pieces_of_all_sizes(size: int, dtype: str) -> None:
 
 LARGE = (
     ((300, 1000), (1000,)), ((300, 1000), (300, 1)), ((8, 16, 40, 41), (16, 1, 1)), ((3, 1, 50_000), (1, 7, 1)),
-    ((70_000, 3), (70_000, 1)), ((2, 100_000), ()),
+    ((70_000, 3), (70_000, 1)), ((2, 100_000), ()), ((4, 1, 6, 1), (5, 1, 3000)),
 )  # fmt: skip
 
 
@@ -153,3 +153,4 @@ def test_captured_steps_apply_them_without_python() -> None:
         np.testing.assert_allclose(step(x).numpy(), expected, rtol=1e-6)
     lines = [line.strip() for line in str(step).splitlines()]
     assert [line for line in lines if line.startswith("v")] == ["v4[...] = cast(v3, float32)"]
+    assert len(_loops._apply.serial.overloads) == 1  # the arrays of a replay have the types of the first launch's
