@@ -20,7 +20,7 @@ from minigrad.kernels.cpu.array import Array, cast
 
 Dims = tuple[int, ...]
 _PARALLEL_FROM, _ROWS_PARALLEL_FROM = 1 << 17, 1 << 15
-_BLOCK, _LANES, _STRIP, _PIECE, _JOB, _SHORT = 16, 64, 256, 4096, 1 << 14, 128
+_BLOCK, _LANES, _STRIP, _JOB, _SHORT, _FEW = 16, 64, 256, 1 << 14, 128, 16
 
 
 @helper
@@ -34,20 +34,98 @@ def _squared(x: Any) -> Any:
     return np.float64(x) * np.float64(x)
 
 
-class _Sum(NamedTuple):
-    """Kernels for Σ term(x): over the last axis of a contiguous matrix, over the middle axis of an array of three."""
+@helper
+def _sum_of_two(x: Any, y: Any) -> Any:
+    return x + y
+
+
+@helper
+def _product_of_two(x: Any, y: Any) -> Any:
+    return x * y
+
+
+@helper
+def _larger(x: Any, y: Any) -> Any:
+    """The larger of two; NaN before any number."""
+    return x if x > y or x != x else y
+
+
+@helper
+def _smaller(x: Any, y: Any) -> Any:
+    return x if x < y or x != x else y
+
+
+@helper
+def _doubles(size: int, like: Array) -> Array:
+    return np.empty(size)
+
+
+@helper
+def _alike(size: int, like: Array) -> Array:
+    return np.empty(size, like.dtype)
+
+
+class _Fold(NamedTuple):
+    """Two kernels, of rows (M, N) and of columns (L, N, M): each makes one number of `share` that follow each other.
+
+    What they leave of several pieces, in float64 if it is `wide`, is folded by `rest`, or else by the same ones.
+    """
 
     rows: Kernel
     columns: Kernel
+    wide: bool
+    rest: Any = None
 
 
-def _sum_of(term: Any) -> _Sum:
+def _fold_of(merge: Any, term: Any, of_rows: Any, wide: bool, rest: Any = None) -> _Fold:
+    """`of_rows` folds a few rows; the numbers to be merged are the terms, of x and then as given."""
+    room, formula = _doubles if wide else _alike, merge if term is _itself else term
+
+    @jit(_ROWS_PARALLEL_FROM, formula=formula)
+    def rows(x: Array, out: Array, share: int) -> None:
+        (m, n), pieces = x.shape, out.shape[1]
+        group = _STRIP if n < _SHORT else max(1, _JOB // n)
+        for number in prange((m + group - 1) // group * pieces):
+            job = np.int64(number)
+            piece, first = job % pieces, job // pieces * group
+            some = x[first : first + group, piece * share : (piece + 1) * share]
+            of_rows(some, out[first : first + group, piece], room(max(_LANES, len(some)), x))
+
+    @jit(_PARALLEL_FROM, formula=formula)
+    def columns(x: Array, out: Array, share: int) -> None:
+        """In strips that stay in cache. Of narrow lines, several are taken as one."""
+        (_, n, inner), pieces, flat = x.shape, out.shape[1], x.reshape(-1)
+        strips, lines = (inner + _STRIP - 1) // _STRIP, max(1, _STRIP // inner)
+        for number in prange(len(out) * pieces * strips):
+            job = np.int64(number)
+            i, piece, start = job // strips // pieces, job // strips % pieces, job % strips * _STRIP
+            width, first, last = min(_STRIP, inner - start), piece * share, min(n, (piece + 1) * share)
+            totals = room(min(lines, last - first) * width, x)
+            for line in range(first, last, lines):
+                at = (i * n + line) * inner + start
+                row = flat[at : at + min(lines, last - line) * width]
+                if line == first:
+                    for c in range(row.size):
+                        totals[c] = term(row[c])
+                else:
+                    for c in range(row.size):
+                        totals[c] = merge(totals[c], term(row[c]))
+            for other in range(width, totals.size, width):
+                for c in range(width):
+                    totals[c] = merge(totals[c], totals[other + c])
+            for c in range(width):
+                out[i, piece, start + c] = totals[c]
+
+    return _Fold(rows, columns, wide, rest)
+
+
+def _sum_of(term: Any, rest: Any = None) -> _Fold:
     @helper
     def total(row: Array, lanes: Array) -> Any:
         """Of a row. `lanes` (64 float64) are its columns, in lines of 64: a block is 16 lines of a column."""
         tile = _BLOCK * _LANES
         whole = row.size // tile * tile
-        lanes[:] = 0
+        lanes[:_LANES] = 0
         for start in range(0, whole, tile):
             for j in range(_LANES):
                 part = term(row[start + j])
@@ -79,38 +157,50 @@ def _sum_of(term: Any) -> _Sum:
             part += term(row[j])
         return total + part
 
-    @jit(_ROWS_PARALLEL_FROM, formula=term)
-    def rows(x: Array, out: Array) -> None:
-        n = x.shape[1]
-        share = max(1, _JOB // max(1, n))
-        for job in prange((x.shape[0] + share - 1) // share):
-            lanes = np.empty(_LANES)
-            for i in range(job * share, min(x.shape[0], (job + 1) * share)):
-                out[i] = total(x[i], lanes) if n >= _BLOCK * _LANES else short_total(x[i])
+    @helper
+    def of_rows(x: Array, out: Array, lanes: Array) -> None:
+        for i in range(len(x)):
+            out[i] = total(x[i], lanes) if x.shape[1] >= _BLOCK * _LANES else short_total(x[i])
 
-    @jit(_PARALLEL_FROM, formula=term)
-    def columns(x: Array, out: Array) -> None:
-        outer, n, inner = x.shape
-        strips = (inner + _STRIP - 1) // _STRIP  # that stay in cache
-        for job in prange(outer * strips):
-            i, first = job // strips, job % strips * _STRIP
-            width = min(_STRIP, inner - first)
-            sums = np.zeros(width)
-            for j in range(n):
-                row = x[i, j, first : first + width]
-                for c in range(width):
-                    sums[c] += term(row[c])
-            for c in range(width):
-                out[i, first + c] = sums[c]
-
-    return _Sum(rows, columns)
+    return _fold_of(_sum_of_two, term, of_rows, True, rest)
 
 
-_VALUES, _SQUARES = _sum_of(_itself), _sum_of(_squared)
+def _plain_fold(merge: Any, wide: bool) -> _Fold:
+    @helper
+    def of_rows(x: Array, out: Array, best: Array) -> None:
+        """Of short rows many side by side, as columns would be; else a row by lanes."""
+        m, n = x.shape
+        if n < _SHORT:
+            for i in range(m):
+                best[i] = x[i, 0]
+            for j in range(1, n):
+                for i in range(m):
+                    best[i] = merge(best[i], x[i, j])
+            for i in range(m):
+                out[i] = best[i]
+        else:
+            for i in range(m):
+                row = x[i]
+                for j in range(_LANES):
+                    best[j] = row[j]
+                for start in range(_LANES, n, _LANES):
+                    for j in range(min(_LANES, n - start)):
+                        best[j] = merge(best[j], row[start + j])
+                for j in range(1, _LANES):
+                    best[0] = merge(best[0], best[j])
+                out[i] = best[0]
+
+    return _fold_of(merge, _itself, of_rows, wide)
+
+
+_VALUES = _sum_of(_itself)
+_SQUARES = _sum_of(_squared, _VALUES)
+_FACTORS = _plain_fold(_product_of_two, wide=True)
+_LARGEST, _SMALLEST = _plain_fold(_larger, wide=False), _plain_fold(_smaller, wide=False)
 
 
 class _Run(NamedTuple):
-    """The first run of adjacent dims to be summed: extents before, in and behind it, and what is left after its sum."""
+    """The first run of adjacent dims to be folded: extents before, in and behind it, and what is left after it."""
 
     cube: tuple[int, int, int]
     ends: bool  # with it, the array
@@ -129,6 +219,35 @@ def _run(shape: tuple[int, ...], dims: Dims) -> _Run:
     return _Run(cube, stop == len(shape), rest, shape[:start] + shape[stop:])
 
 
+def _folded(of: _Fold, x: Array, dims: Dims, keepdim: bool, dtype: Any) -> Array:
+    """x is not empty."""
+    shape = _reduced(x.shape, dims, keepdim)
+    run = _run(x.shape, dims)
+    if run.ends or not x.flags.c_contiguous:
+        rows = _rows(x, dims)
+        out = np.empty(shape, dtype)
+        _launch(of, of.rows, rows, out.reshape(len(rows), 1))
+        return out
+    partial = np.float64 if of.wide else x.dtype
+    out = np.empty(run.left, partial) if run.rest else np.empty(shape, dtype)
+    _launch(of, of.columns, x.reshape(run.cube), out.reshape(run.cube[0], 1, run.cube[2]))
+    return _folded(of.rest or of, out, run.rest, False, dtype).reshape(shape) if run.rest else out
+
+
+def _launch(of: _Fold, kernel: Kernel, x: Array, out: Array) -> None:
+    """In two steps, if there is much to fold into little, so that all cores have work."""
+    m, n, inner = x.shape if x.ndim == 3 else (*x.shape, 1)
+    share = n
+    if x.size >= _PARALLEL_FROM and m * -(-inner // _STRIP) < _FEW:
+        share = max(_BLOCK, _JOB // min(inner, _STRIP))
+    if share < n:
+        parts = np.empty((m, -(-n // share), *x.shape[2:]), np.float64 if of.wide else x.dtype)
+        kernel.only(x, parts, share)
+        of, x, share = of.rest or of, parts, parts.shape[1]
+        kernel = of.columns if x.ndim == 3 else of.rows
+    kernel.only(x, out, share)
+
+
 def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     if x.dtype.kind != "f":
         return np.asarray(np.sum(x, axis=dims, keepdims=keepdim, dtype=np.int64))
@@ -136,64 +255,17 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
     return cast(_sum(_VALUES, work, dims, keepdim, work.dtype), x.dtype)
 
 
-def _sum(of: _Sum, x: Array, dims: Dims, keepdim: bool, dtype: Any) -> Array:
-    shape = _reduced(x.shape, dims, keepdim)
-    if x.size == 0:
-        return np.zeros(shape, dtype)
-    run = _run(x.shape, dims)
-    if not run.ends and x.flags.c_contiguous:
-        out = np.empty(run.left, np.float64) if run.rest else np.empty(shape, dtype)
-        of.columns.only(x.reshape(run.cube), out.reshape(run.cube[0], run.cube[2]))
-        if run.rest:
-            out = _sum(_VALUES, out, run.rest, False, np.float64)
-            out = out.reshape(shape) if keepdim else out  # and not a view, if it need not be one
-    else:
-        rows = _rows(x, dims)
-        if rows.shape[0] == 1 and rows.shape[1] >= _PARALLEL_FROM:  # two levels, so that all cores have work
-            rows, tail = _split(rows)
-            parts = np.empty(rows.shape[0] + 1)
-            of.rows(rows, parts[:-1])
-            of.rows(tail, parts[-1:])
-            rows, of = parts.reshape(1, -1), _VALUES
-        out = np.empty(shape, dtype)
-        of.rows.only(rows, out.reshape(-1))
-    return out
+def _sum(of: _Fold, x: Array, dims: Dims, keepdim: bool, dtype: Any) -> Array:
+    return _folded(of, x, dims, keepdim, dtype) if x.size else np.zeros(_reduced(x.shape, dims, keepdim), dtype)
 
 
-def _split(row: Array) -> tuple[Array, Array]:
-    """A long row as equal pieces, and the rest."""
-    whole = row.shape[1] // _PIECE * _PIECE
-    return row[0, :whole].reshape(-1, _PIECE), row[:, whole:]
-
-
-@helper
-def _larger(x: Any, y: Any) -> Any:
-    """The larger of two; NaN before any number."""
-    return x if x > y or x != x else y
-
-
-@helper
-def _smaller(x: Any, y: Any) -> Any:
-    return x if x < y or x != x else y
-
-
-def _extremes_by(better: Any) -> Kernel:
-    @jit(_ROWS_PARALLEL_FROM, formula=better)
-    def short_rows(x: Array, out: Array) -> None:
-        """Over the last axis of a contiguous matrix: many rows side by side, as columns would be."""
-        for job in prange((x.shape[0] + _STRIP - 1) // _STRIP):
-            rows = x[job * _STRIP : (job + 1) * _STRIP]
-            best = out[job * _STRIP : (job + 1) * _STRIP]
-            for i in range(best.size):
-                best[i] = rows[i, 0]
-            for j in range(1, x.shape[1]):
-                for i in range(best.size):
-                    best[i] = better(rows[i, j], best[i])
-
-    return short_rows
-
-
-_LARGEST, _SMALLEST = _extremes_by(_larger), _extremes_by(_smaller)
+def prod(x: Array, dims: Dims, keepdim: bool) -> Array:
+    """In float64, rounded once."""
+    if x.dtype.kind != "f" or not x.size:
+        dtype = x.dtype if x.dtype.kind == "f" else np.int64
+        return np.asarray(np.prod(x, axis=dims, keepdims=keepdim, dtype=dtype))
+    work = _wide(x)
+    return cast(_folded(_FACTORS, work, dims, keepdim, work.dtype), x.dtype)
 
 
 def amax(x: Array, dims: Dims, keepdim: bool) -> Array:
@@ -204,14 +276,10 @@ def amin(x: Array, dims: Dims, keepdim: bool) -> Array:
     return _extremes(_SMALLEST, np.min, x, dims, keepdim)
 
 
-def _extremes(of_short_rows: Kernel, of_others: Any, x: Array, dims: Dims, keepdim: bool) -> Array:
-    """By NumPy, unless rows are short: it takes them one by one, at 50 ns each."""
-    run = _run(x.shape, dims)
-    if x.dtype == np.float16 or not run.ends or run.cube[1] >= _SHORT or not x.flags.c_contiguous:
+def _extremes(of: _Fold, of_others: Any, x: Array, dims: Dims, keepdim: bool) -> Array:
+    if x.dtype == np.float16 or not x.size:
         return np.asarray(of_others(x, axis=dims, keepdims=keepdim))
-    out = np.empty(_reduced(x.shape, dims, keepdim), x.dtype)
-    of_short_rows.only(x.reshape(run.cube[:2]), out.reshape(-1))
-    return out
+    return _folded(of, x, dims, keepdim, x.dtype)
 
 
 def argmax(x: Array, dim: int, keepdim: bool) -> Array:
@@ -273,6 +341,9 @@ def norm(x: Array, dims: Dims, keepdim: bool) -> Array:
     """Euclidean norm. Float64 is squared over the power of two next to max|x|: no square overflows or vanishes."""
     if x.dtype != np.float64:
         return np.asarray(cast(np.sqrt(_sum(_SQUARES, _wide(x), dims, keepdim, np.float64)), x.dtype))
+    total = _sum(_SQUARES, x, dims, keepdim, x.dtype)
+    if np.all((total > 2.0**-900) & (total < math.inf)):  # beside such a total, what has vanished does not count
+        return np.sqrt(total)
     with np.errstate(all="ignore"):
         peak = np.max(np.abs(x), axis=dims, keepdims=True, initial=0)
         scale = np.ldexp(1.0, np.where(np.isfinite(peak), np.frexp(peak)[1] - 1, 0))
