@@ -78,18 +78,18 @@ class _Fold(NamedTuple):
 
 
 def _fold_of(merge: Any, term: Any, of_rows: Any, wide: bool, rest: Any = None) -> _Fold:
-    """`of_rows` folds a few rows; the numbers to be merged are the terms, of x and then as given."""
+    """`of_rows` folds a part of each of a few rows, for which it has room; what is merged are terms of x."""
     room, formula = _doubles if wide else _alike, merge if term is _itself else term
 
     @jit(_ROWS_PARALLEL_FROM, formula=formula)
     def rows(x: Array, out: Array, share: int) -> None:
         (m, n), pieces = x.shape, out.shape[1]
-        group = _STRIP if n < _SHORT else max(1, _JOB // n)
+        group = _STRIP if n < _SHORT else (_JOB + n - 1) // n
         for number in prange((m + group - 1) // group * pieces):
             job = np.int64(number)
             piece, first = job % pieces, job // pieces * group
-            some = x[first : first + group, piece * share : (piece + 1) * share]
-            of_rows(some, out[first : first + group, piece], room(max(_LANES, len(some)), x))
+            some, made = x[first : first + group], out[first : first + group, piece]
+            of_rows(some, piece * share, min(n, (piece + 1) * share), made, room(_STRIP, x))
 
     @jit(_PARALLEL_FROM, formula=formula)
     def columns(x: Array, out: Array, share: int) -> None:
@@ -158,17 +158,18 @@ def _sum_of(term: Any, rest: Any = None) -> _Fold:
         return total + part
 
     @helper
-    def of_rows(x: Array, out: Array, lanes: Array) -> None:
+    def of_rows(x: Array, first: int, last: int, out: Array, lanes: Array) -> None:
         for i in range(len(x)):
-            out[i] = total(x[i], lanes) if x.shape[1] >= _BLOCK * _LANES else short_total(x[i])
+            row = x[i, first:last]
+            out[i] = total(row, lanes) if row.size >= _BLOCK * _LANES else short_total(row)
 
     return _fold_of(_sum_of_two, term, of_rows, True, rest)
 
 
 def _plain_fold(merge: Any, wide: bool) -> _Fold:
     @helper
-    def of_rows(x: Array, out: Array, best: Array) -> None:
-        """Of short rows many side by side, as columns would be; else a row by lanes."""
+    def of_rows(x: Array, first: int, last: int, out: Array, best: Array) -> None:
+        """Of short rows many side by side, as columns would be; else row by row, in lanes."""
         m, n = x.shape
         if n < _SHORT:
             for i in range(m):
@@ -180,14 +181,19 @@ def _plain_fold(merge: Any, wide: bool) -> _Fold:
                 out[i] = best[i]
         else:
             for i in range(m):
-                row = x[i]
-                for j in range(_LANES):
+                row = x[i, first:last]
+                lanes = min(_STRIP, row.size)
+                for j in range(lanes):
                     best[j] = row[j]
-                for start in range(_LANES, n, _LANES):
-                    for j in range(min(_LANES, n - start)):
-                        best[j] = merge(best[j], row[start + j])
-                for j in range(1, _LANES):
-                    best[0] = merge(best[0], best[j])
+                for start in range(lanes, row.size, lanes):
+                    line = row[start : start + lanes]
+                    for j in range(line.size):
+                        best[j] = merge(best[j], line[j])
+                while lanes > 1:
+                    other = best[(lanes + 1) // 2 : lanes]
+                    for j in range(other.size):
+                        best[j] = merge(best[j], other[j])
+                    lanes -= other.size
                 out[i] = best[0]
 
     return _fold_of(merge, _itself, of_rows, wide)
@@ -282,12 +288,71 @@ def _extremes(of: _Fold, of_others: Any, x: Array, dims: Dims, keepdim: bool) ->
     return _folded(of, x, dims, keepdim, x.dtype)
 
 
+@helper
+def _above(x: Any, y: Any) -> Any:
+    """Is x the larger of two? NaN is larger than any number."""
+    return x > y or (x != x and y == y)
+
+
+@helper
+def _below(x: Any, y: Any) -> Any:
+    return x < y or (x != x and y == y)
+
+
+def _places_by(beats: Any) -> tuple[Kernel, Kernel]:
+    """Of short rows (M, N), and of columns (L, N, M)."""
+
+    @helper
+    def places(x: Array, first: int, out: Array) -> None:
+        """Of a strip of columns, from `first` on."""
+        best, place = np.empty(out.size, x.dtype), np.zeros(out.size, np.int32)
+        for c in range(out.size):
+            best[c] = x[0, first + c]
+        for j in range(1, len(x)):
+            row = x[j, first : first + out.size]
+            for c in range(out.size):
+                found = beats(row[c], best[c])
+                best[c], place[c] = row[c] if found else best[c], j if found else place[c]
+        for c in range(out.size):
+            out[c] = place[c]
+
+    @jit(_ROWS_PARALLEL_FROM, formula=beats)
+    def short_rows(x: Array, out: Array) -> None:
+        for job in prange((len(x) + _STRIP - 1) // _STRIP):
+            places(x.T, job * _STRIP, out[job * _STRIP : (job + 1) * _STRIP])
+
+    @jit(_ROWS_PARALLEL_FROM, formula=beats)
+    def columns(x: Array, out: Array) -> None:
+        strips = (x.shape[2] + _STRIP - 1) // _STRIP
+        for job in prange(len(x) * strips):
+            i, first = job // strips, job % strips * _STRIP
+            places(x[i], first, out[i, first : first + _STRIP])
+
+    return short_rows, columns
+
+
+_ARGMAX, _ARGMIN = _places_by(_above), _places_by(_below)
+
+
 def argmax(x: Array, dim: int, keepdim: bool) -> Array:
-    return np.asarray(np.argmax(x, axis=dim, keepdims=keepdim), np.int64)
+    return _place(_ARGMAX, np.argmax, x, dim, keepdim)
 
 
 def argmin(x: Array, dim: int, keepdim: bool) -> Array:
-    return np.asarray(np.argmin(x, axis=dim, keepdims=keepdim), np.int64)
+    return _place(_ARGMIN, np.argmin, x, dim, keepdim)
+
+
+def _place(of: tuple[Kernel, Kernel], of_others: Any, x: Array, dim: int, keepdim: bool) -> Array:
+    """By NumPy along what lies together, unless that is so short that it takes longer to begin than to look."""
+    outer, n, inner = _run(x.shape, (dim,)).cube
+    if x.dtype == np.float16 or not x.size or not x.flags.c_contiguous or (inner == 1 and n >= _SHORT):
+        return np.asarray(of_others(x, axis=dim, keepdims=keepdim), np.int64)
+    out = np.empty(_reduced(x.shape, (dim,), keepdim), np.int64)
+    if inner == 1:
+        of[0].only(x.reshape(outer, n), out.reshape(-1))
+    else:
+        of[1].only(x.reshape(outer, n, inner), out.reshape(outer, inner))
+    return out
 
 
 def any(x: Array, dims: Dims, keepdim: bool) -> Array:
