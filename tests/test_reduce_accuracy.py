@@ -152,6 +152,26 @@ def test_softmax_of_rows_of_any_length(n: int, device: str, most_elements: int) 
     np.testing.assert_allclose(mg.logsumexp(t, 1).numpy(), (wide - logs)[:, 0], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(7, 300), (2, 40, 129), (3, 130, 2, 8), (2, 3, 15)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_softmax_of_columns_and_its_derivatives_are_those_of_rows(
+    shape: tuple[int, ...], dtype: str, device: str
+) -> None:
+    rng = np.random.default_rng(0)
+    x, g = (3 * rng.standard_normal(shape)).astype(dtype), rng.standard_normal(shape).astype(dtype)
+    x[..., 0] = x.dtype.type(math.nan)
+    tolerance = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}[dtype]
+    for f, dim in itertools.product((mg.softmax, mg.log_softmax), range(len(shape) - 1)):
+        as_columns = mg.tensor(x, device=device, requires_grad=True)
+        as_rows = mg.tensor(np.moveaxis(x, dim, -1), device=device, requires_grad=True)
+        ours, rows = f(as_columns, dim), f(as_rows, -1)
+        expected = np.moveaxis(rows.detach().numpy(), -1, dim)
+        np.testing.assert_allclose(ours.detach().numpy(), expected, tolerance, tolerance)
+        (ours,) = mg.grad(ours, as_columns, mg.tensor(g, device=device))
+        (rows,) = mg.grad(rows, as_rows, mg.tensor(np.moveaxis(g, dim, -1), device=device))
+        np.testing.assert_allclose(ours.numpy(), np.moveaxis(rows.numpy(), -1, dim), tolerance, 10 * tolerance)
+
+
 @pytest.mark.parametrize("n", [300, 70_000, 1_000_000])
 def test_what_is_made_of_sums_keeps_their_accuracy(n: int, device: str, most_elements: int) -> None:
     if n > most_elements:

@@ -83,6 +83,7 @@ def reductions(dtype: str) -> None:
     mg.rand(301, 307, dtype=dtype).T.contiguous()
     for f in (mg.softmax, mg.log_softmax, mg.logsumexp):
         twice(functools.partial(f, dim=1), x)
+        twice(functools.partial(f, dim=0), x)
         f(x[:, :1024].reshape(-1, 32), 1)
 
 
