@@ -297,7 +297,7 @@ def _reduction(kind: str) -> Callable[..., str]:
     return form
 
 
-for _op, _kind in {"sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin"}.items():
+for _op, _kind in {"sum": "ReduceSum", "amax": "ReduceMax", "amin": "ReduceMin", "prod": "ReduceProd"}.items():
     FORMS[_op] = _reduction(_kind)
 
 

@@ -105,6 +105,32 @@ def test_extremes_of_rows_are_numpys(n: int, dtype: str, device: str, most_eleme
                 np.testing.assert_array_equal(found.numpy(), exact)
 
 
+@pytest.mark.parametrize("shape", [(3, 5, 70, 300), (5000, 40), (70_001, 3), (2, 100_001)], ids=str)
+@pytest.mark.parametrize("dtype", [*TOLERANCES, "int64", "bool"])
+def test_what_is_folded_over_any_dims_is_numpys(
+    shape: tuple[int, ...], dtype: str, device: str, most_elements: int
+) -> None:
+    """Long and narrow arrays are folded in pieces, whose last one is seldom whole."""
+    if math.prod(shape) > most_elements:
+        shape = tuple(max(1, n % 11) for n in shape)
+    rng = np.random.default_rng(0)
+    x = (3 * rng.standard_normal(shape)).astype(dtype)
+    factors = 1 + np.sign(x) / x.dtype.type(1024) if x.dtype.kind == "f" else x  # whose product is not 0, nor infinite
+    wrong = x.copy()
+    wrong[rng.random(shape) < 1e-4] = x.dtype.type(math.nan if x.dtype.kind == "f" else 1)
+    for dims in (dims for k in range(1, x.ndim + 1) for dims in itertools.combinations(range(x.ndim), k)):
+        for array in (wrong, wrong[::-1]):
+            t = mg.tensor(array, device=device)
+            np.testing.assert_array_equal(t.amax(dims).numpy(), array.max(dims))
+            np.testing.assert_array_equal(t.amin(dims).numpy(), array.min(dims))
+            if len(dims) == 1:
+                np.testing.assert_array_equal(t.argmax(dims[0]).numpy(), array.argmax(dims[0]))
+                np.testing.assert_array_equal(t.argmin(dims[0]).numpy(), array.argmin(dims[0]))
+        exact = factors.astype(np.float64 if x.dtype.kind == "f" else np.int64).prod(dims)
+        found = mg.tensor(factors, device=device).prod(dims).numpy()
+        np.testing.assert_allclose(found, exact, rtol={**TOLERANCES, "float64": 1e-12}.get(dtype, 0))
+
+
 @pytest.mark.parametrize("dim", range(4))
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_running_sums_along_any_dim(dim: int, dtype: str, device: str, most_elements: int) -> None:
@@ -124,6 +150,26 @@ def test_softmax_of_rows_of_any_length(n: int, device: str, most_elements: int) 
     np.testing.assert_allclose(mg.softmax(t, 1).numpy(), np.exp(logs), rtol=3e-6)
     np.testing.assert_allclose(mg.log_softmax(t, 1).numpy(), logs, rtol=1e-6, atol=3e-6)
     np.testing.assert_allclose(mg.logsumexp(t, 1).numpy(), (wide - logs)[:, 0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(7, 300), (2, 40, 129), (3, 130, 2, 8), (2, 3, 15)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_softmax_of_columns_and_its_derivatives_are_those_of_rows(
+    shape: tuple[int, ...], dtype: str, device: str
+) -> None:
+    rng = np.random.default_rng(0)
+    x, g = (3 * rng.standard_normal(shape)).astype(dtype), rng.standard_normal(shape).astype(dtype)
+    x[..., 0] = x.dtype.type(math.nan)
+    tolerance = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}[dtype]
+    for f, dim in itertools.product((mg.softmax, mg.log_softmax), range(len(shape) - 1)):
+        as_columns = mg.tensor(x, device=device, requires_grad=True)
+        as_rows = mg.tensor(np.moveaxis(x, dim, -1), device=device, requires_grad=True)
+        ours, rows = f(as_columns, dim), f(as_rows, -1)
+        expected = np.moveaxis(rows.detach().numpy(), -1, dim)
+        np.testing.assert_allclose(ours.detach().numpy(), expected, tolerance, tolerance)
+        (ours,) = mg.grad(ours, as_columns, mg.tensor(g, device=device))
+        (rows,) = mg.grad(rows, as_rows, mg.tensor(np.moveaxis(g, dim, -1), device=device))
+        np.testing.assert_allclose(ours.numpy(), np.moveaxis(rows.numpy(), -1, dim), tolerance, 10 * tolerance)
 
 
 @pytest.mark.parametrize("n", [300, 70_000, 1_000_000])

@@ -91,6 +91,22 @@ def test_second_derivatives_of_products_with_zeros() -> None:
     assert second(mg.prod, [0.0, 0.0, 0.0]) == [0.0, 0.0, 0.0]
 
 
+@pytest.mark.parametrize("dims", [(0,), (1,), (2,), (0, 2), (1, 2), (0, 1, 2)], ids=str)
+def test_derivatives_of_products_are_products_of_all_others(dims: tuple[int, ...], device: str) -> None:
+    """In rows with no zero, with one, and with two; also where the product of all would vanish or overflow."""
+    x = np.random.default_rng(0).integers(-3, 4, (3, 5, 7)).astype(np.float64)
+    x[0, 0, 0], x[1, 1, 1] = 1e-300, 1e300
+    exact = np.empty_like(x)
+    for place in np.ndindex(x.shape):
+        others = x.copy()
+        others[place] = 1
+        row = tuple(slice(None) if d in dims else i for d, i in enumerate(place))
+        exact[place] = others[row].prod()
+    t = mg.tensor(x, device=device, requires_grad=True)
+    (found,) = mg.grad(t.prod(dims).sum(), t)
+    np.testing.assert_allclose(found.numpy(), exact, rtol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("f", "at", "expected"),
     [(lambda x: x**2, 0.0, 2.0), (lambda x: x**3, 0.0, 0.0), (lambda x: x**1, 0.0, 0.0), (mg.relu, 0.0, 0.0),

@@ -68,12 +68,22 @@ def reductions(dtype: str) -> None:
         x.norm(2, dims)
     for dim in (0, 1):
         x.cumsum(dim)
-    for f in (mg.amax, mg.amin):
-        f(x[:, :1024].reshape(-1, 32), 1)
-    mg.rand(3, 700_001, dtype=dtype).sum()
+    short, long = x[:, :1024].reshape(-1, 32), mg.rand(70_001, 3, dtype=dtype)
+    for f in (mg.amax, mg.amin, mg.prod):
+        for y in (short, x, long, long.reshape(-1)):
+            f(y, -1)
+        f(x, 0)
+        f(long, 0)
+    for f in (mg.argmax, mg.argmin):
+        f(short, 0)
+        f(short, 1)
+    for y in (mg.rand(3, 700_001, dtype=dtype), long):
+        y.sum()
+        y.sum(0)
     mg.rand(301, 307, dtype=dtype).T.contiguous()
     for f in (mg.softmax, mg.log_softmax, mg.logsumexp):
         twice(functools.partial(f, dim=1), x)
+        twice(functools.partial(f, dim=0), x)
         f(x[:, :1024].reshape(-1, 32), 1)
 
 

@@ -14,8 +14,9 @@ from minigrad.ops._arguments import Dim
 from minigrad.ops._operands import to_dtype
 from minigrad.ops.arithmetic import pow
 from minigrad.ops.comparison import eq, isfinite, ne, where
+from minigrad.ops.creation import ones_like
 from minigrad.ops.index import _gather
-from minigrad.ops.shape import _slice, clone, expand, flip, reshape
+from minigrad.ops.shape import cat, clone, contiguous, expand, flip, permute, reshape
 from minigrad.ops.unary import abs as _abs, square
 
 
@@ -47,6 +48,11 @@ def _amin(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
 
 
 @primitive()
+def _prod(k: Any, x: Any, *, dims: tuple[int, ...], keepdim: bool) -> Any:
+    return k.prod(x, dims, keepdim)
+
+
+@primitive()
 def _cumsum(k: Any, x: Any, *, dim: int) -> Any:
     return k.cumsum(x, dim)
 
@@ -55,6 +61,7 @@ _sum.vjp(x=lambda g, x_shape, dims: _spread(g, x_shape, dims))
 _norm.vjp(x=lambda g, x, out, dims: _direction(x, _restore(out, x.shape, dims)) * _restore(g, x.shape, dims))
 _amax.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
 _amin.vjp(x=lambda g, x, out, dims: _to_extrema(g, x, out, dims))
+_prod.vjp(x=lambda g, x, dims: _others(x, dims) * _restore(g, x.shape, dims))
 _cumsum.vjp(x=lambda g, dim: flip(_cumsum(flip(g, dim), dim=dim), dim))
 
 
@@ -79,6 +86,26 @@ def _to_extrema(g: Tensor, x: Tensor, out: Tensor, dims: tuple[int, ...]) -> Ten
     """g to the places where the extremum is attained, in equal shares."""
     attained = to_dtype(eq(x, _restore(out.detach(), x.shape, dims)), g.dtype)
     return attained * _restore(g, x.shape, dims) / sum(attained, dims, keepdim=True)
+
+
+def _others(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """At each place the product over `dims` of all others, without a division: exact also where factors are 0."""
+    order = (*dims, *[d for d in range(x.ndim) if d not in dims])
+    first = contiguous(permute(x, *order))
+    columns = reshape(first, _count(x, dims), *first.shape[len(dims) :])
+    products = reshape(_other_factors(columns), *first.shape)
+    return contiguous(permute(products, *[order.index(d) for d in range(x.ndim)]))
+
+
+def _other_factors(x: Tensor) -> Tensor:
+    """Of columns: those of the two halves' product, times the other half; and the last factor, if they are odd."""
+    n = len(x)
+    if n < 2:
+        return ones_like(x)
+    left, right = x[: n // 2], x[n // 2 : n // 2 * 2]
+    products = _other_factors(left * right)
+    products = cat((products * right, products * left))
+    return cat((products * x[-1:], _prod(x[:-1], dims=(0,), keepdim=True))) if n % 2 else products
 
 
 @method()
@@ -250,36 +277,16 @@ def _place(op: Op, x: Tensor, dim: int | None, keepdim: bool) -> Tensor:
 
 @method()
 def prod(x: Tensor, dim: Dim = None, keepdim: bool = False) -> Tensor:
-    """Π x over `dim`, as a tree of products: exact derivatives of every order also where factors are 0; bools in int64.
+    """Π x over `dim`; integers and bools in int64. Derivatives of every order are exact also where factors are 0.
 
     >>> import minigrad as mg
     >>> mg.prod(mg.tensor([2.0, 3.0, 4.0]))
     tensor(24.)
     """
     along = arguments.dims("prod", x, dim)
-    product = to_dtype(x, _dtypes.int64) if x.dtype == _dtypes.bool_ else _wide(x)
-    for d in along:
-        product = _prod_along(product, d)
-    if product is x:  # nothing to multiply
-        product = clone(x)
-    rest = [n for d, n in enumerate(product.shape) if keepdim or d not in along]
-    return to_dtype(reshape(product, *rest), x.dtype if x.dtype.kind == "f" else _dtypes.int64)
-
-
-def _prod_along(x: Tensor, dim: int) -> Tensor:
-    """The product along one dimension, which stays with extent 1: halves are multiplied until one slice is left."""
-
-    def part(start: int, stop: int) -> Tensor:
-        return _slice(x, index=(slice(None),) * dim + (slice(start, stop),))
-
-    if not x.shape[dim]:
-        return sum(x, dim, keepdim=True) + 1
-    odd: Tensor | None = None
-    while (n := x.shape[dim]) > 1:
-        if n % 2:
-            odd = part(n - 1, n) if odd is None else odd * part(n - 1, n)
-        x = part(0, n // 2) * part(n // 2, n // 2 * 2)
-    return x if odd is None else x * odd
+    if along or x.dtype.kind != "f":
+        return to_dtype(_prod(_wide(x), dims=along, keepdim=keepdim), x.dtype if x.dtype.kind == "f" else _dtypes.int64)
+    return clone(x)
 
 
 @method()

@@ -18,7 +18,7 @@ from minigrad.kernels.cpu._layout import in_order
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 14
-_LANES, _TILE, _JOB = 32, 128, 1 << 12
+_LANES, _TILE, _JOB, _STRIP, _FEW = 32, 128, 1 << 12, 128, 16
 
 
 @helper
@@ -159,11 +159,112 @@ def _log_softmax_vjp_rows(g: Array, y: Array, out: Array) -> None:
                 row[j] = up[j] - _math.exp_negative(given[j]) * total
 
 
+@helper
+def _strips(x: Array) -> int:
+    """How many strips of columns, in all."""
+    return len(x) * ((x.shape[2] + _STRIP - 1) // _STRIP)
+
+
+@helper
+def _strip(x: Array, job: int) -> tuple[int, int, int]:
+    """In which array, from which column on, how wide."""
+    strips = (x.shape[2] + _STRIP - 1) // _STRIP
+    first = np.int64(job) % strips * _STRIP
+    return np.int64(job) // strips, first, min(_STRIP, x.shape[2] - first)
+
+
+@helper
+def _column_powers(x: Array, out: Array, first: int, peaks: Array, totals: Array) -> None:
+    """What `_powers` are of rows, of columns."""
+    for c in range(peaks.size):
+        peaks[c], totals[c] = x[0, first + c], 0
+    for j in range(1, len(x)):
+        row = x[j, first : first + peaks.size]
+        for c in range(peaks.size):
+            peaks[c] = row[c] if row[c] > peaks[c] else peaks[c]
+    for j in range(len(x)):
+        row, terms = x[j, first : first + peaks.size], out[j, first : first + peaks.size]
+        for c in range(peaks.size):
+            terms[c] = _math.exp_negative(row[c] - peaks[c])
+        for c in range(peaks.size):
+            totals[c] += terms[c]
+
+
+@jit(_PARALLEL_FROM)
+def _softmax_columns(x: Array, out: Array) -> None:
+    for job in prange(_strips(x)):
+        i, first, width = _strip(x, job)
+        peaks, totals, inverses = np.empty(width, x.dtype), np.empty(width), np.empty(width, x.dtype)
+        _column_powers(x[i], out[i], first, peaks, totals)
+        rounded = peaks  # of which there is no more need
+        for c in range(width):
+            rounded[c] = totals[c]
+            inverses[c] = x.dtype.type(1) / rounded[c]
+        for j in range(x.shape[1]):
+            row = out[i, j, first : first + width]
+            for c in range(width):
+                row[c] = _math.quotient(row[c], rounded[c], inverses[c])
+
+
+@jit(_PARALLEL_FROM)
+def _log_softmax_columns(x: Array, out: Array) -> None:
+    for job in prange(_strips(x)):
+        i, first, width = _strip(x, job)
+        peaks, totals = np.empty(width, x.dtype), np.empty(width)
+        _column_powers(x[i], out[i], first, peaks, totals)
+        for c in range(width):
+            totals[c] = math.log(totals[c])
+        for j in range(x.shape[1]):
+            terms, row = x[i, j, first : first + width], out[i, j, first : first + width]
+            for c in range(width):
+                row[c] = (terms[c] - peaks[c]) - totals[c]
+
+
+@jit(_PARALLEL_FROM)
+def _softmax_vjp_columns(g: Array, y: Array, out: Array) -> None:
+    for job in prange(_strips(y)):
+        i, first, width = _strip(y, job)
+        totals, means = np.zeros(width), np.empty(width, y.dtype)
+        for j in range(y.shape[1]):
+            up, given = g[i, j, first : first + width], y[i, j, first : first + width]
+            for c in range(width):
+                totals[c] += np.float64(up[c]) * np.float64(given[c])
+        for c in range(width):
+            means[c] = totals[c]
+        for j in range(y.shape[1]):
+            up, given = g[i, j, first : first + width], y[i, j, first : first + width]
+            row = out[i, j, first : first + width]
+            for c in range(width):
+                row[c] = given[c] * (up[c] - means[c])
+
+
+@jit(_PARALLEL_FROM)
+def _log_softmax_vjp_columns(g: Array, y: Array, out: Array) -> None:
+    for job in prange(_strips(y)):
+        i, first, width = _strip(y, job)
+        totals, rounded = np.zeros(width), np.empty(width, y.dtype)
+        for j in range(y.shape[1]):
+            up = g[i, j, first : first + width]
+            for c in range(width):
+                totals[c] += up[c]
+        for c in range(width):
+            rounded[c] = totals[c]
+        for j in range(y.shape[1]):
+            up, given = g[i, j, first : first + width], y[i, j, first : first + width]
+            row = out[i, j, first : first + width]
+            for c in range(width):
+                row[c] = up[c] - _math.exp_negative(given[c]) * rounded[c]
+
+
+def _computed(x: Array) -> Array:
+    """Contiguous, in a dtype to compute in."""
+    return in_order(cast(x, np.float32 if x.dtype == np.float16 else x.dtype))
+
+
 def _by_rows(x: Array, dim: int) -> Array:
-    """x with `dim` last, as a contiguous matrix in a dtype to compute in."""
+    """x with `dim` last, as a matrix to compute with."""
     moved = x if dim == x.ndim - 1 else np.moveaxis(x, dim, -1)
-    dtype = np.float32 if x.dtype == np.float16 else x.dtype
-    return in_order(cast(moved, dtype)).reshape(math.prod(moved.shape[:-1]), x.shape[dim])
+    return _computed(moved).reshape(math.prod(moved.shape[:-1]), x.shape[dim])
 
 
 def logsumexp(x: Array, dim: int, keepdim: bool) -> Array:
@@ -175,26 +276,34 @@ def logsumexp(x: Array, dim: int, keepdim: bool) -> Array:
 
 
 def softmax(x: Array, dim: int) -> Array:
-    return _same_shape(_softmax_rows, dim, x)
+    return _same_shape(_softmax_rows, _softmax_columns, dim, x)
 
 
 def softmax_vjp(g: Array, y: Array, dim: int) -> Array:
     """y (g − Σ g y) for y = softmax x."""
-    return _same_shape(_softmax_vjp_rows, dim, g, y)
+    return _same_shape(_softmax_vjp_rows, _softmax_vjp_columns, dim, g, y)
 
 
 def log_softmax(x: Array, dim: int) -> Array:
-    return _same_shape(_log_softmax_rows, dim, x)
+    return _same_shape(_log_softmax_rows, _log_softmax_columns, dim, x)
 
 
 def log_softmax_vjp(g: Array, y: Array, dim: int) -> Array:
     """g − eʸ Σ g for y = log softmax x."""
-    return _same_shape(_log_softmax_vjp_rows, dim, g, y)
+    return _same_shape(_log_softmax_vjp_rows, _log_softmax_vjp_columns, dim, g, y)
 
 
-def _same_shape(kernel: Kernel, dim: int, *xs: Array) -> Array:
-    rows, shape = [_by_rows(x, dim) for x in xs], xs[0].shape
+def _same_shape(of_rows: Kernel, of_columns: Kernel, dim: int, *xs: Array) -> Array:
+    """By columns as they lie, unless lines of them are short: then they are turned into rows, and back."""
+    shape, dtype = xs[0].shape, xs[0].dtype
+    cube = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
+    if cube[2] >= _FEW:
+        columns = [_computed(x).reshape(cube) for x in xs]
+        out = np.empty(shape, columns[0].dtype)
+        of_columns.only(*columns, out.reshape(cube))
+        return cast(out, dtype)
+    rows = [_by_rows(x, dim) for x in xs]
     out = np.empty((*shape[:dim], *shape[dim + 1 :], shape[dim]), rows[0].dtype)
-    kernel.only(*rows, out.reshape(rows[0].shape))
-    out = cast(out, xs[0].dtype)
+    of_rows.only(*rows, out.reshape(rows[0].shape))
+    out = cast(out, dtype)
     return out if dim == len(shape) - 1 else in_order(np.moveaxis(out, -1, dim))

@@ -64,6 +64,16 @@ def _sum_piece(find: Any) -> Any:
     return helper(piece)
 
 
+def _product_piece(find: Any) -> Any:
+    def piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
+        product = x.dtype.type(1)
+        for j in steps(first, last, step):
+            product *= ldg(x, np.uint32(base + find(along, j)[0]))
+        return product, before.dtype.type(0)
+
+    return helper(piece)
+
+
 def _extreme_piece(merge: Any, find: Any) -> Any:
     def piece(x: Any, before: Any, later: Any, base: Any, along: Any, first: Any, last: Any, step: Any) -> Any:
         first = min(first, np.uint32(last - np.uint32(1)))  # a thread without elements takes the last one, too
@@ -90,6 +100,11 @@ def _smaller(v: Any, i: Any, w: Any, j: Any) -> Any:
     if w < v or (w != w and v == v) or ((w == v or (w != w and v != v)) and j < i):
         return w, j
     return v, i
+
+
+@helper
+def _times(v: Any, i: Any, w: Any, j: Any) -> Any:
+    return v * w, i
 
 
 @helper
@@ -149,6 +164,7 @@ def _reduction(name: str, piece: Any, merge: Any, finish: Any, state: str, dtype
 
 
 _SUM = _reduction("sum", _either(_sum_piece), _two_sum, _settled, "T", NUMBERS)
+_PRODUCT = _reduction("prod", _either(_product_piece), _times, _value, "u4", ("f8", "i8"))
 _LARGEST = _reduction("amax", _either(functools.partial(_extreme_piece, _larger)), _larger, _value, "u4", COMPUTED)
 _SMALLEST = _reduction("amin", _either(functools.partial(_extreme_piece, _smaller)), _smaller, _value, "u4", COMPUTED)
 
@@ -197,6 +213,15 @@ def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
         return full(shape, 0, x.dtype if x.dtype.kind == "f" else np.int64)
     out = _reduce(_SUM, work, dims, work.dtype)[0].reshape(shape)
     return cast(out, x.dtype) if x.dtype.kind == "f" else out
+
+
+def prod(x: Array, dims: Dims, keepdim: bool) -> Array:
+    """In float64, rounded once."""
+    shape, dtype = _reduced(x.shape, dims, keepdim), x.dtype if x.dtype.kind == "f" else np.dtype(np.int64)
+    if not x.size:
+        return full(shape, 1, dtype)
+    wide = cast(x, np.float64 if dtype.kind == "f" else np.int64)
+    return cast(_reduce(_PRODUCT, wide, dims, np.dtype(np.uint32))[0].reshape(shape), dtype)
 
 
 def amax(x: Array, dims: Dims, keepdim: bool) -> Array:
