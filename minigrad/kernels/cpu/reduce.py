@@ -174,7 +174,7 @@ def norm(x: Array, dims: Dims, keepdim: bool) -> Array:
         return np.asarray(cast(np.sqrt(_sum(SQUARES, _wide(x), dims, keepdim, np.float64)), x.dtype))
     total = _sum(SQUARES, x, dims, keepdim, x.dtype)
     if np.all((total > 2.0**-900) & (total < math.inf)):  # beside such a total, what has vanished does not count
-        return np.sqrt(total)
+        return np.asarray(np.sqrt(total))
     with np.errstate(all="ignore"):
         peak = np.max(np.abs(x), axis=dims, keepdims=True, initial=0)
         scale = np.ldexp(1.0, np.where(np.isfinite(peak), np.frexp(peak)[1] - 1, 0))
