@@ -85,6 +85,7 @@ def convolutions(dtype: str) -> None:
     twice(lambda x, w: F.conv2d(x, w, padding=1), *many)  # by Winograd
     halved = mg.randn(13, 24, 16, 13, dtype=dtype), mg.randn(33, 24, 4, 4, dtype=dtype)
     twice(lambda x, w: F.conv2d(x, w, stride=2, padding=1), *halved)
+    twice(lambda x, w: F.conv2d(x, w, stride=2, padding=1, groups=4), x, mg.randn(8, 1, 3, 3, dtype=dtype))  # depthwise
     twice(lambda x: F.max_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(F.max_pool2d(mg.upsample(x, 2), 2), 2), x[:, :, :18, :16])  # by blocks
