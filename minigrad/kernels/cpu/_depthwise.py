@@ -103,8 +103,9 @@ def _collect(x: Any, plane: Any, starts: Any, columns: Any, is_dense: bool) -> N
 
 @jit(_PARALLEL_FROM)
 def _multiply(
-    out: Any, x: Any, w: Any, bias: Any, planes: Any, totals: Any, given: Any, shifts: Any, parts: Any, made: Any,
-    block: int,
+    out: Any, x: Any, w: Any, bias: Any, planes: Any, totals: Any,
+    given_starts: Any, given_columns: Any, given_dense: bool, shifts: Any, parts: Any,
+    made_starts: Any, made_columns: Any, made_dense: bool, block: int,
 ) -> None:  # fmt: skip
     """out[n, g, k] = bias[g, k] + Σ_c x[n, g, c] ⋆ w[g, k, c]. Each thread has planes and totals of its own."""
     groups = out.shape[1]
@@ -114,7 +115,7 @@ def _multiply(
         for task in range(len(out) * groups * thread // len(planes), len(out) * groups * (thread + 1) // len(planes)):
             n, group = task // groups, task % groups
             for c in range(x.shape[2]):
-                _spread(plane[c], x[n, group, c], given[0], given[1], given[2])
+                _spread(plane[c], x[n, group, c], given_starts, given_columns, given_dense)
             for k in range(out.shape[2]):
                 total[:] = bias[group, k]
                 for part in range(len(parts)):
@@ -122,7 +123,7 @@ def _multiply(
                     for i in range(0, total.shape[1], block):
                         for c in range(x.shape[2]):
                             _tile.add_shifted(total[part, i:], plane[c, i:], shifts[low:high], w[group, k, c, low:high])
-                _collect(out[n, group, k], total.reshape(-1), made[0], made[1], made[2])
+                _collect(out[n, group, k], total.reshape(-1), made_starts, made_columns, made_dense)
 
 
 @helper
@@ -147,8 +148,10 @@ def _add_by_lines(totals: Any, g: Any, x: Any, shifts: Any, starts: Any, columns
 
 @jit(_PARALLEL_FROM)
 def _correlate(
-    g: Any, x: Any, out: Any, planes: Any, upstream: Any, products: Any, inside: Any, windows: Any, shifts: Any
-) -> None:
+    g: Any, x: Any, out: Any, planes: Any, upstream: Any, products: Any,
+    inside_starts: Any, inside_columns: Any, inside_dense: bool,
+    windows_starts: Any, windows_columns: Any, windows_dense: bool, shifts: Any,
+) -> None:  # fmt: skip
     """out[g, k, c] = Σ_n the scalar products of g[n, g, k] and x[n, g, c]. Each thread has planes of its own."""
     count, groups, filters, _ = g.shape
     channels = x.shape[2]
@@ -164,14 +167,14 @@ def _correlate(
             for n in range(count):
                 for i in range(here):
                     for c in range(channels):
-                        _spread(plane[c], x[n, first + i, c], inside[0], inside[1], inside[2])
+                        _spread(plane[c], x[n, first + i, c], inside_starts, inside_columns, inside_dense)
                     for k in range(filters):
-                        _spread(gradient, g[n, first + i, k], windows[0], windows[1], windows[2])
+                        _spread(gradient, g[n, first + i, k], windows_starts, windows_columns, windows_dense)
                         for c in range(channels):
                             if _winograd.is_finite(x[n, first + i, c]):
                                 _add_products(totals[i, k, c], products[thread], gradient, plane[c], shifts)
                             else:
-                                starts, columns = windows[0], windows[1].size
+                                starts, columns = windows_starts, windows_columns.size
                                 _add_by_lines(totals[i, k, c], gradient, plane[c], shifts, starts, columns)
             for i in range(here):
                 for k in range(filters):
@@ -204,8 +207,8 @@ def convolve(
     with _scratch.Scratch(x.dtype, *shapes) as memory:
         _multiply(
             out.reshape(len(x), groups, filters, -1), x.reshape(len(x), groups, channels, -1),
-            w.reshape(groups, filters, channels, -1), bias, *memory, tuple(table.inside), taps, parts,
-            tuple(table.windows), table.block,
+            w.reshape(groups, filters, channels, -1), bias, *memory, *table.inside, taps, parts,
+            *table.windows, table.block,
         )  # fmt: skip
     return True
 
@@ -220,14 +223,14 @@ def convolve_back(out: Any, g: Any, w: Any, stride: Extents, padding: Extents, d
     order = np.argsort(table.phase, kind="stable")
     ends = np.searchsorted(table.phase[order], np.arange(table.phases + 1))
     parts = np.stack([ends[:-1], ends[1:]], 1)
-    windows = tuple(table.windows._replace(starts=table.windows.starts + margin))
+    windows = table.windows._replace(starts=table.windows.starts + margin)
     w = np.ascontiguousarray(w.reshape(groups, filters, channels, -1)[..., order].swapaxes(1, 2))
     shapes = (num_threads(), filters, margin + table.size), (num_threads(), table.phases, table.size)
     with _scratch.Scratch(g.dtype, *shapes) as memory:
         _multiply(
             out.reshape(len(g), groups, channels, -1), g.reshape(len(g), groups, filters, -1), w,
-            np.zeros((groups, channels), g.dtype), *memory, windows, margin - table.shift[order], parts,
-            tuple(table.inside), table.block,
+            np.zeros((groups, channels), g.dtype), *memory, *windows, margin - table.shift[order], parts,
+            *table.inside, table.block,
         )  # fmt: skip
     return True
 
@@ -249,6 +252,6 @@ def correlate(out: Any, g: Any, x: Any, stride: Extents, padding: Extents, dilat
     with _scratch.Scratch(x.dtype, *shapes) as memory:
         _correlate(
             g.reshape(len(g), groups, filters, -1), x.reshape(len(x), groups, channels, -1),
-            out.reshape(groups, filters, channels, -1), *memory, tuple(table.inside), tuple(table.windows), shifts,
+            out.reshape(groups, filters, channels, -1), *memory, *table.inside, *table.windows, shifts,
         )  # fmt: skip
     return True
