@@ -74,7 +74,8 @@ def test_any_shape_and_layout(
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=150, deadline=None)
 @given(
-    extents=st.tuples(st.just(1), *[st.integers(0, 2) | st.integers(0, 95)] * 2).flatmap(st.permutations),
+    extents=st.tuples(st.just(1), st.integers(0, 2) | st.integers(0, 200), st.integers(0, 95) | st.integers(1020, 2100))
+    .flatmap(st.permutations),
     layouts=st.tuples(*[st.sampled_from(["lines", "turned", "every other", "backwards"])] * 2),
     bias=st.booleans(), is_writable=st.booleans(), seed=st.integers(0, 99),
 )  # fmt: skip

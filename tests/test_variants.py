@@ -95,6 +95,7 @@ def convolutions(dtype: str) -> None:
     twice(lambda x, w: F.conv2d(x, w, padding=1), *many)  # by Winograd
     halved = mg.randn(13, 24, 16, 13, dtype=dtype), mg.randn(33, 24, 4, 4, dtype=dtype)
     twice(lambda x, w: F.conv2d(x, w, stride=2, padding=1), *halved)
+    twice(lambda x, w: F.conv2d(x, w, stride=2, padding=1, groups=4), x, mg.randn(8, 1, 3, 3, dtype=dtype))  # depthwise
     twice(lambda x: F.max_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(x, 3), x)
     twice(lambda x: F.avg_pool2d(F.max_pool2d(mg.upsample(x, 2), 2), 2), x[:, :, :18, :16])  # by blocks
@@ -105,6 +106,7 @@ def convolutions(dtype: str) -> None:
 def products(dtype: str) -> None:
     x, w, b = mg.randn(150, 67, dtype=dtype), mg.randn(91, 67, dtype=dtype), mg.randn(91, dtype=dtype)
     twice(mg.linear, x, w, b)
+    twice(mg.matmul, mg.randn(150, 1100, dtype=dtype), mg.randn(1100, dtype=dtype))
     twice(mg.matmul, mg.randn(2, 90, 70, dtype=dtype), mg.randn(70, 80, dtype=dtype).expand(2, 70, 80))
     mg.matmul(mg.randn(70, 90, dtype=dtype).T, mg.randn(70, 530, dtype=dtype))  # laid out first
 

@@ -115,7 +115,8 @@ def conv2d(
     On the CPU, where 24 or more filters that are three times, or twice, as long as their stride see as many channels in
     float32, and the work is large enough, it is Winograd's F(2×2, 3×3), or F(2×2, 2×2): its error is as small, but
     relative to the largest pixel under 2×2 neighbouring windows. If anything in between is not finite, the sums are
-    taken directly, as by `MINIGRAD_PLAIN_KERNELS=1`.
+    taken directly, as by `MINIGRAD_PLAIN_KERNELS=1`. Depthwise convolutions, and others with at most 16 channels times
+    filters to a group, are sums of shifted planes.
 
     >>> import minigrad as mg
     >>> mg.conv2d(mg.ones(1, 1, 3, 3), mg.ones(1, 1, 2, 2), stride=2, padding=1)

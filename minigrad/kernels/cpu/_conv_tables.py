@@ -39,12 +39,12 @@ class Tables(NamedTuple):
     right: Any  # of each number of a filter or pixel of an output, where its row of the right matrix begins
 
 
-def _all_sums(terms: Iterable[Any]) -> Any:
+def all_sums(terms: Iterable[Any]) -> Any:
     """The sums of one element of each of some vectors, in the order of memory."""
     return functools.reduce(lambda sums, term: (sums[:, None] + term).ravel(), terms, np.zeros(1, np.int64))
 
 
-def _pitches(extents: Sequence[int], channels: int = 1) -> list[int]:
+def pitches_of(extents: Sequence[int], channels: int = 1) -> list[int]:
     """Along each axis, from one pixel to the next: how many numbers."""
     return [math.prod(extents[axis + 1 :]) * channels for axis in range(len(extents))]
 
@@ -58,10 +58,10 @@ def _tables(count: int, image: int, inside: Any, products: Any, channels: int, b
     rows, columns, parts, filters = [], [], [], np.empty(sum(len(taps) for *_, taps, _ in products), np.int64)
     place, tiles, depth = np.empty((images, pixels), np.int64), 0, 0
     for where, starts, taps, steps in products:
-        found = _all_sums([np.arange(images) * image, starts])
+        found = all_sums([np.arange(images) * image, starts])
         place[:, where] = (tiles * height + np.arange(found.size).reshape(images, -1)) * width
         rows.append(whole_tiles(found, height))
-        columns.append(_all_sums([steps, np.arange(channels)]))
+        columns.append(all_sums([steps, np.arange(channels)]))
         filters[taps] = (depth + np.arange(len(taps)) * channels) * width
         bottom, end = tiles + len(rows[-1]), depth + columns[-1].size
         parts += [(tiles, bottom, k, min(k + _DEPTH, end)) for k in range(depth, end, _DEPTH)]
@@ -81,13 +81,13 @@ def windows(
 ) -> tuple[int, Any, Any, Any]:
     """Numbers in the padded image; in it the offsets of the pixels, of the windows, and of the taps in a window."""
     padded = tuple(s + 2 * p for s, p in zip(space, padding, strict=True))
-    pitches = _pitches(padded, channels)
+    pitches = pitches_of(padded, channels)
     every = list(zip(space, padded, kernel, stride, padding, dilation, pitches, strict=True))
     return (
         math.prod(padded) * channels,
-        _all_sums((p + np.arange(s)) * pitch for s, _, _, _, p, _, pitch in every),
-        _all_sums(np.arange(0, size - d * (k - 1), t) * pitch for _, size, k, t, _, d, pitch in every),
-        _all_sums(np.arange(k) * d * pitch for _, _, k, _, _, d, pitch in every),
+        all_sums((p + np.arange(s)) * pitch for s, _, _, _, p, _, pitch in every),
+        all_sums(np.arange(0, size - d * (k - 1), t) * pitch for _, size, k, t, _, d, pitch in every),
+        all_sums(np.arange(k) * d * pitch for _, _, k, _, _, d, pitch in every),
     )
 
 
@@ -119,16 +119,16 @@ def backward(count: int, filters: int, groups: int, bits: int, *layout: Extents)
             (i, at[i] // s + before[-1] - reach, t, reach - step[t] // s)
             for i, t in ((np.flatnonzero(at % s == r), np.flatnonzero(step % s == r)) for r in range(s))
         ])  # fmt: skip
-    pitches = [_pitches(e, c) for e, c in ((layout[0], 1), (extents, filters), (layout[1], 1), (extents, filters))]
+    pitches = [pitches_of(e, c) for e, c in ((layout[0], 1), (extents, filters), (layout[1], 1), (extents, filters))]
     phases = itertools.product(*axes)
     products = [
         tuple(
-            _all_sums(a * pitch for a, pitch in zip(along, steps, strict=True))
+            all_sums(a * pitch for a, pitch in zip(along, steps, strict=True))
             for along, steps in zip(zip(*phase, strict=True), pitches, strict=True)
         )
         for phase in phases
     ]
-    inside = _all_sums(a * pitch for a, pitch in zip(insides, pitches[1], strict=True))
+    inside = all_sums(a * pitch for a, pitch in zip(insides, pitches[1], strict=True))
     return _tables(count, math.prod(extents) * filters, inside, products, filters // groups, bits)
 
 
@@ -138,9 +138,9 @@ def across(count: int, channels: int, groups: int, bits: int, *layout: Extents) 
     height, width = _tile.shape(bits)
     image, inside, starts, taps = windows(channels, *layout)
     images = max(1, min(count, _SHARED * 8 // bits // image))
-    rows = _all_sums([taps, np.arange(channels // groups)])
+    rows = all_sums([taps, np.arange(channels // groups)])
     place = np.arange(rows.size).reshape(taps.size, -1).T.ravel() * width
-    columns = _all_sums([np.arange(images) * image, starts])
+    columns = all_sums([np.arange(images) * image, starts])
     rows = whole_tiles(rows, height)
     parts = np.array([(0, len(rows), k, min(k + _DEPTH, columns.size)) for k in range(0, columns.size, _DEPTH)])
     return Tables(image, inside, rows, columns, parts, place[None], np.arange(starts.size) * width)

@@ -1,5 +1,5 @@
-"""Two loops that a compiler does not find by itself, written as vector instructions: a tile of a matrix product whose
-left side lies anywhere, and a transposition that stays in registers.
+"""Loops that a compiler does not find by itself, written as vector instructions: a tile of a matrix product whose left
+side lies anywhere, a transposition that stays in registers, sums and products of a plane with itself shifted.
 
 `tile` keeps ROWS × 2 vectors of sums in registers. A step over k loads two vectors of B, and each of the ROWS values of
 A once, into all lanes of a vector: 2 · ROWS multiplications and additions for 2 + ROWS loads, which is what a core
@@ -8,8 +8,8 @@ an image is multiplied as it is, without being unfolded into a matrix. Eight row
 addition takes, and few enough for their addresses to stay in registers too.
 
 Vectors are as wide as those of the processor that Numba compiles for (`NUMBA_CPU_NAME`, `NUMBA_CPU_FEATURES`); the
-same text is compiled for any. With `MINIGRAD_PLAIN_KERNELS=1` in the environment the two functions are plain loops,
-which are also their definition.
+same text is compiled for any. With `MINIGRAD_PLAIN_KERNELS=1` in the environment the first two are plain loops, which
+are also their definition, and nobody asks for the others.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from numba.extending import intrinsic
 from minigrad.kernels.cpu._jit import helper
 
 PLAIN = os.environ.get("MINIGRAD_PLAIN_KERNELS") == "1"
+#: Vectors of sums, and taps, that are kept in registers to hide the time of an addition.
+SHIFTED, TAPS = 4, 5
 _INDEX, _LANE = ir.IntType(64), ir.IntType(32)
 
 
@@ -185,6 +187,65 @@ def _copy(side: int) -> Any:
         return types.void(out, at, x, start, count), codegen
 
     return intrinsic(copy)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def add_shifted(context: Any, out: Any, x: Any, shifts: Any, w: Any) -> Any:
+    """out[i] += Σ_t w[t] · x[i + shifts[t]] for i below SHIFTED vectors, which stay in registers for all t."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        out, x, shifts, w = arrays(context, builder, signature, values)
+        vectors = Vectors(context, builder, signature.args[0].dtype)
+        places = [j * vectors.width for j in range(SHIFTED)]
+        sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in places]
+        for total, at in zip(sums, places, strict=True):
+            builder.store(vectors.load(out.data, at), total)
+        with cgutils.for_range(builder, builder.extract_value(shifts.shape, 0), intp=_INDEX) as loop:
+            start = builder.gep(x.data, [_number(builder, shifts, loop.index)])
+            factor = vectors.fill(_number(builder, w, loop.index))
+            for total, at in zip(sums, places, strict=True):
+                builder.store(builder.call(vectors.fma, [factor, vectors.load(start, at), builder.load(total)]), total)
+        for total, at in zip(sums, places, strict=True):
+            vectors.store(builder.load(total), out.data, at)
+        return context.get_dummy_value()
+
+    return types.void(out, x, shifts, w), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def shifted_products(context: Any, out: Any, g: Any, x: Any, shifts: Any, count: Any) -> Any:
+    """out[t, j] = Σ_i g[i · width + j] · x[i · width + j + shifts[t]] for t < TAPS, i < count and j in a vector."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        out, g, x, shifts = arrays(context, builder, signature, values)
+        vectors = Vectors(context, builder, signature.args[0].dtype)
+        starts = [builder.gep(x.data, [_number(builder, shifts, t)]) for t in range(TAPS)]
+        sums = [cgutils.alloca_once_value(builder, vectors.zero) for _ in starts]
+        for total in sums:
+            builder.store(vectors.zero, total)
+        with cgutils.for_range(builder, values[4], intp=_INDEX) as loop:
+            at = builder.mul(loop.index, ir.Constant(_INDEX, vectors.width))
+            factor = vectors.load(g.data, at)
+            for total, start in zip(sums, starts, strict=True):
+                builder.store(builder.call(vectors.fma, [factor, vectors.load(start, at), builder.load(total)]), total)
+        for t, total in enumerate(sums):
+            vectors.store(builder.load(total), out.data, t * vectors.width)
+        return context.get_dummy_value()
+
+    return types.void(out, g, x, shifts, types.intp), codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def copy(context: Any, out: Any, at: Any, x: Any, start: Any, count: Any) -> Any:
+    """`plain_copy` of any count, by the C library."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        out, x = arrays(context, builder, signature, values)
+        to, source = builder.gep(out.data, [values[1]]), builder.gep(x.data, [values[3]])
+        cgutils.raw_memcpy(builder, to, source, values[4], signature.args[0].dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(out, at, x, start, count), codegen
 
 
 if PLAIN:

@@ -10,8 +10,8 @@ columns, which overlap, are never written out. The right matrix lies in panels a
   are output pixels, columns are filters, (channel, tap) stand on the right, and the taps are added up after that.
 - Weight gradient: rows are (tap, channel), columns are output pixels; on the right stands the output gradient.
 
-All three go another way where that is faster, with filters three times or twice as long as their stride (`_winograd`,
-`_winograd_weights`).
+All three go another way where that is faster: with few channels and filters to a group (`_depthwise`), and with filters
+three times or twice as long as their stride (`_winograd`, `_winograd_weights`).
 
 What the number of dimensions, strides, padding and dilation amount to is in the tables alone (`_conv_tables`).
 
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _conv_tables, _panels, _scratch, _tile, _winograd, _winograd_weights
+from minigrad.kernels.cpu import _conv_tables, _depthwise, _panels, _scratch, _tile, _winograd, _winograd_weights
 from minigrad.kernels.cpu._jit import jit, num_threads
 
 Extents = tuple[int, ...]
@@ -142,7 +142,8 @@ def conv(x: Any, w: Any, b: Any, stride: Extents, padding: Extents, dilation: Ex
     layout = x.shape[2:], w.shape[2:], stride, padding, dilation
     output = ((s + 2 * p - d * (k - 1) - 1) // t + 1 for s, k, t, p, d in zip(*layout, strict=True))
     out = np.empty((len(x), len(w), *output), x.dtype)
-    if not _winograd.convolve(out, x, w, b, stride, padding, dilation, groups):
+    how = stride, padding, dilation, groups
+    if not (_depthwise.convolve(out, x, w, b, *how) or _winograd.convolve(out, x, w, b, *how)):
         _product(out, x, w.reshape(groups, 1, len(w) // groups, -1), b, _conv_tables.forward, layout)
     return out.astype(dtype, copy=False)
 
@@ -156,7 +157,8 @@ def conv_input_grad(
     filters, channels, taps = len(w) // groups, w.shape[1], math.prod(w.shape[2:])
     layout = input_shape, w.shape[2:], stride, padding, dilation
     out = np.empty((len(g), channels * groups, *input_shape), g.dtype)
-    if _winograd.convolve(out, g, w, None, stride, padding, dilation, groups, adjoint=True):
+    how = stride, padding, dilation, groups
+    if _depthwise.convolve_back(out, g, w, *how) or _winograd.convolve(out, g, w, None, *how, adjoint=True):
         pass
     elif groups == 1 and channels * taps <= _tile.shape(8 * g.itemsize)[1] and 8 * channels <= filters:
         _few_channels(out, g, w, layout)
@@ -212,7 +214,7 @@ def conv_weight_grad(
     layout = stride, padding, dilation, groups
     if not (out.size and x.size and g.size):  # the sums are empty: no image, or no pixel in it
         pass
-    elif not _winograd_weights.correlate(out, g, x, *layout):
+    elif not (_depthwise.correlate(out, g, x, *layout) or _winograd_weights.correlate(out, g, x, *layout)):
         _sums_of_images(out, g, x, *layout)
     return out.astype(dtype, copy=False)
 

@@ -1,4 +1,4 @@
-"""Dense products: large ones on the micro-kernel, small ones by BLAS, small ones with a vector by plain loops.
+"""Dense products: large ones on the micro-kernel, small ones by BLAS, those with a vector by loops (`_vector`).
 
 A product that BLAS would share among threads of its own is multiplied here instead, on the threads of the other
 kernels. Threads of two libraries take turns badly: those of OpenBLAS keep their cores busy after each product, for a
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from minigrad.kernels.cpu import _math, _scratch, _tile
+from minigrad.kernels.cpu import _scratch, _tile, _vector
 from minigrad.kernels.cpu._jit import helper, jit, num_threads
 from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
@@ -154,54 +154,14 @@ def _multiply(
                     _line(made, (b * m + top + i) * n + first, beside, i * width, columns, width)
 
 
-@jit()
-def _dots(out: Any, x: Any, y: Any, bias: Any) -> None:
-    """out_i = ⟨x_i, y⟩ + bias_i, or the one bias."""
-    for i in range(len(x)):
-        total = _math.dot(x[i], y)
-        if bias.size:
-            total += bias[i if bias.size > 1 else 0]
-        out[i] = total
-
-
-@jit()
-def _combined(out: Any, x: Any, y: Any, bias: Any) -> None:
-    """out = Σ_k y_k x_k + bias."""
-    totals = np.zeros(out.size)
-    for k in range(len(x)):
-        row, factor = x[k], np.float64(y[k])
-        for i in range(row.size):
-            totals[i] += factor * row[i]
-    for i in range(out.size):
-        if bias.size:
-            totals[i] += bias[i if bias.size > 1 else 0]
-        out[i] = totals[i]
-
-
-@jit()
-def _outer(out: Any, x: Any, y: Any) -> None:
-    """out_ij = x_i y_j."""
-    for i in range(x.size):
-        for j in range(y.size):
-            out[i, j] = x[i] * y[j]
-
-
 def _with_vector(x: Array, y: Array, bias: Array | None) -> Array:
-    """x y + bias where one of them is a row or a column, or where both are, with no bias; sums in float64."""
-    (m, k), n = x.shape, y.shape[1]
-    out = np.empty((m, n), x.dtype)
-    if k == 1 and bias is None:
-        _outer.only(out, _vector(x), _vector(y))
-    else:
-        matrix, vector = (x, y) if n == 1 else (y.T, x)
-        turned, matrix = _in_lines(matrix)
-        kernel = _combined if turned else _dots
-        kernel.only(out.reshape(-1), matrix, _vector(vector), _NO_BIAS[x.dtype] if bias is None else bias)
-    return out
-
-
-def _vector(x: Array) -> Array:
-    return x.reshape(-1) if x.flags.writeable else x.flatten()
+    """x y + bias where one of them is a row or a column, or where both are, with no bias."""
+    if x.shape[1] == 1 and bias is None:
+        return _vector.outer(x, y)
+    matrix, vector = (x, y) if y.shape[1] == 1 else (y.T, x)
+    turned, matrix = _in_lines(matrix)
+    made = _vector.multiply(matrix, turned, vector, _NO_BIAS[x.dtype] if bias is None else bias)
+    return made.reshape(len(x), y.shape[1])
 
 
 def _by_numpy(x: Array, y: Array, bias: Array | None) -> Array:
@@ -212,9 +172,9 @@ def _by_numpy(x: Array, y: Array, bias: Array | None) -> Array:
 def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     """x y + bias, for (…, m, k) and (…, k, n)."""
     (m, k), n = x.shape[-2:], y.shape[-1]
-    alone = m * k * n <= _ALONE and (min(m, n) > 1 or max(m, n) * k < _ALONE_WITH_VECTOR)
-    if alone and (min(m, n) == 1 or (k == 1 and bias is None)) and x.ndim == y.ndim == 2 and x.dtype in _NO_BIAS:
+    if (min(m, n) == 1 or (k == 1 and bias is None)) and x.ndim == y.ndim == 2 and x.dtype in _NO_BIAS:
         return _with_vector(x, y, bias)
+    alone = m * k * n <= _ALONE and (min(m, n) > 1 or max(m, n) * k < _ALONE_WITH_VECTOR)
     if k == 1 or alone or x.dtype not in _NO_BIAS:  # whole numbers have no BLAS: NumPy multiplies them on one thread
         return _by_numpy(x, y, bias)
     if y.ndim == 2 and x.ndim > 2 and x.flags.c_contiguous:  # one matrix, and rows of all batches
