@@ -171,6 +171,21 @@ def test_high_powers_of_negative_numbers(dtype: Any, exponent: float) -> None:
     np.testing.assert_array_equal(np.signbit(found[number]), np.signbit(exact[number]))
 
 
+BOUNDS = (-0.5, 0.7), (None, 0.25), (0.1, None), (0.7, -0.5), (0, 1e300), (NAN, 1), (-1, NAN)
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_clip_is_numpys(dtype: Any, bounds: Any) -> None:
+    x = np.random.default_rng(0).standard_normal(5000).astype(dtype)
+    x[:4] = NAN, INF, -INF, -0.0
+    with np.errstate(all="ignore"):
+        for some in (x, x[:10]):
+            found = mg.clip(mg.tensor(some), *bounds).numpy()
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, np.clip(some, *bounds))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_quotient_is_that_of_a_division(dtype: Any) -> None:
     """To the bit, but for 1 ulp where it is subnormal."""

@@ -234,6 +234,12 @@ def root(x: Any, inverse: bool) -> Any:
     return type(x)(1) / y if inverse else y
 
 
+def clip(x: Any, low: float, high: float) -> Any:
+    """x, or the bound that it is beyond; NaN stays."""
+    x = type(x)(low) if x < type(x)(low) else x
+    return type(x)(high) if x > type(x)(high) else x
+
+
 @functools.partial(helper, reassociate=True)
 def dot(x: Any, y: Any) -> float:
     """Σ x y in float64, in an order that the compiler chooses: the same in both variants of a kernel."""

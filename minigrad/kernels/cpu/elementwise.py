@@ -5,6 +5,7 @@ Ufuncs of large arrays run on all threads (`_loops`); small ones are quicker by 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from minigrad.kernels.cpu._quiet import quiet
 from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM = 1 << 15  # elements
-_CHOSEN_FROM = 1 << 11  # elements: NumPy's `where` is quickly there, and slow; in a captured step that does not count
+_CHOSEN_FROM = 1 << 11  # elements: where NumPy chooses, it is quickly there, and slow; in a captured step it is neither
 
 
 def _ufunc(ufunc: Any, half: Callable[..., Array] | None = None) -> Callable[..., Array]:
@@ -66,13 +67,6 @@ eq, ne, lt, le, gt, ge = map(
 )
 logical_and, logical_or, logical_not = map(_ufunc, (np.logical_and, np.logical_or, np.logical_not))
 isnan, isinf, isfinite = map(_ufunc, (np.isnan, np.isinf, np.isfinite))
-
-
-def clip(x: Any, low: Any, high: Any) -> Array:
-    """By two ufuncs, as NumPy's own is written in Python, and slow for small arrays."""
-    if low is not None:
-        x = maximum(x, low)
-    return x if high is None else minimum(x, high)
 
 
 @jit(_PARALLEL_FROM)
@@ -154,6 +148,18 @@ def pow(x: Any, y: Any) -> Array:
             power = _power(abs(x), y)
             return _copysign(power, x) if y % 2 else power
     return _power(x, y)
+
+
+_clip = _lift(_math.clip, 1)
+
+
+def clip(x: Any, low: Any, high: Any) -> Array:
+    has_order = x.dtype.kind == "f" and low == low and high == high
+    if has_order and (x.size >= _CHOSEN_FROM or heard.launches is not None):
+        return _clip(x, -math.inf if low is None else float(low), math.inf if high is None else float(high))
+    if low is not None:
+        x = maximum(x, low)
+    return x if high is None else minimum(x, high)
 
 
 rsqrt = _lift(scalar.rsqrt, 1)
