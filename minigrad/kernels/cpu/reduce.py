@@ -18,6 +18,7 @@ from minigrad.kernels.cpu.array import Array, cast
 
 _PARALLEL_FROM, _ROWS_PARALLEL_FROM = 1 << 17, 1 << 15
 _STRIP, _SHORT = 256, 128
+_FLOATS = np.float32, np.float64  # of others NumPy finds extrema: kernels would take longer to compile than they save
 
 
 def sum(x: Array, dims: Dims, keepdim: bool) -> Array:
@@ -49,7 +50,7 @@ def amin(x: Array, dims: Dims, keepdim: bool) -> Array:
 
 
 def _extremes(of: Fold, of_others: Any, x: Array, dims: Dims, keepdim: bool) -> Array:
-    if x.dtype == np.float16 or not x.size:
+    if x.dtype not in _FLOATS or not x.size:
         return np.asarray(of_others(x, axis=dims, keepdims=keepdim))
     return folded(of, x, dims, keepdim, x.dtype)
 
@@ -111,7 +112,7 @@ def argmin(x: Array, dim: int, keepdim: bool) -> Array:
 def _place(of: tuple[Kernel, Kernel], of_others: Any, x: Array, dim: int, keepdim: bool) -> Array:
     """By NumPy along what lies together, unless that is so short that it takes longer to begin than to look."""
     outer, n, inner = run_of(x.shape, (dim,)).cube
-    if x.dtype == np.float16 or not x.size or not x.flags.c_contiguous or (inner == 1 and n >= _SHORT):
+    if x.dtype not in _FLOATS or not x.size or not x.flags.c_contiguous or (inner == 1 and n >= _SHORT):
         return np.asarray(of_others(x, axis=dim, keepdims=keepdim), np.int64)
     out = np.empty(reduced(x.shape, (dim,), keepdim), np.int64)
     if inner == 1:
