@@ -163,7 +163,8 @@ def test_softmax_along_any_dim_and_its_derivatives(shape: tuple[int, ...], dtype
     tolerance = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}[dtype]
     for dim in range(len(shape)):
         sums = np.exp(wide).sum(dim, keepdims=True)
-        y, logs = np.exp(wide) / sums, wide - np.log(sums)
+        with np.errstate(divide="ignore"):  # a sum of nothing
+            y, logs = np.exp(wide) / sums, wide - np.log(sums)
         slope, slope_of_logs = y * (up - (up * y).sum(dim, keepdims=True)), up - y * up.sum(dim, keepdims=True)
         for f, exact, derivative in ((mg.softmax, y, slope), (mg.log_softmax, logs, slope_of_logs)):
             t = mg.tensor(x, device=device, requires_grad=True)
