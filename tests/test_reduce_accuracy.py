@@ -152,7 +152,7 @@ def test_softmax_of_rows_of_any_length(n: int, device: str, most_elements: int) 
     np.testing.assert_allclose(mg.logsumexp(t, 1).numpy(), (wide - logs)[:, 0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(7, 300), (2, 40, 129), (3, 130, 2, 8), (2, 3, 15), (3, 0, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(7, 300), (2, 40, 129), (3, 130, 2, 8), (2, 3, 15), (0, 3, 20)], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_softmax_along_any_dim_and_its_derivatives(shape: tuple[int, ...], dtype: str, device: str) -> None:
     """Along columns, as they lie, and along rows."""
@@ -161,10 +161,9 @@ def test_softmax_along_any_dim_and_its_derivatives(shape: tuple[int, ...], dtype
     x[..., 0] = x.dtype.type(math.nan)
     wide, up = x.astype(np.longdouble), g.astype(np.longdouble)
     tolerance = {"float16": 4e-3, "float32": 3e-6, "float64": 1e-13}[dtype]
-    for dim in range(len(shape)):
+    for dim in (dim for dim, n in enumerate(shape) if n):
         sums = np.exp(wide).sum(dim, keepdims=True)
-        with np.errstate(divide="ignore"):  # a sum of nothing
-            y, logs = np.exp(wide) / sums, wide - np.log(sums)
+        y, logs = np.exp(wide) / sums, wide - np.log(sums)
         slope, slope_of_logs = y * (up - (up * y).sum(dim, keepdims=True)), up - y * up.sum(dim, keepdims=True)
         for f, exact, derivative in ((mg.softmax, y, slope), (mg.log_softmax, logs, slope_of_logs)):
             t = mg.tensor(x, device=device, requires_grad=True)

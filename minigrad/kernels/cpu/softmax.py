@@ -294,10 +294,10 @@ def log_softmax_vjp(g: Array, y: Array, dim: int) -> Array:
 
 
 def _same_shape(of_rows: Kernel, of_columns: Kernel, dim: int, *xs: Array) -> Array:
-    """By columns as they lie, unless lines of them are short or none: then they are turned into rows, and back."""
+    """By columns as they lie, unless lines of them are short: then they are turned into rows, and back."""
     shape, dtype = xs[0].shape, xs[0].dtype
     cube = math.prod(shape[:dim]), shape[dim], math.prod(shape[dim + 1 :])
-    if cube[2] >= _FEW and cube[1]:
+    if cube[2] >= _FEW:
         columns = [_computed(x).reshape(cube) for x in xs]
         out = np.empty(shape, columns[0].dtype)
         of_columns.only(*columns, out.reshape(cube))
