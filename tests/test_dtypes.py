@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
@@ -14,6 +15,7 @@ pytestmark = pytest.mark.usefixtures("on_device")
 
 DTYPES = ["float16", "float32", "float64", "int64", "bool"]
 NUMBERS = [True, 3, 2.5]
+LARGE = (30, 40) if numba.config.ENABLE_CUDASIM else (300, 400)  # for all threads; the simulator has none
 OPERANDS: list[tuple[str, Any]] = [(d, s) for d in DTYPES for s in ((2,), ())] + [("number", n) for n in NUMBERS]
 PAIRS = [
     pytest.param(a, b, id=f"{a}-{b}") for a, b in itertools.product(OPERANDS, OPERANDS) if "number" not in (a[0], b[0])
@@ -97,7 +99,7 @@ def test_clip_and_powers_of_integers() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(3, 4), (300, 400)])
+@pytest.mark.parametrize("shape", [(3, 4), LARGE])
 def test_choices_are_numpys_in_every_dtype(dtype: str, shape: Any) -> None:
     """Of two tensors, with a number on either side, and of what lies apart in memory; NaN and the sign of 0 stay."""
     x, y = np.random.default_rng(0).standard_normal((2, *shape)).astype(dtype)

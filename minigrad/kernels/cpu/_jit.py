@@ -28,6 +28,8 @@ from minigrad.kernels.disk_cache import DiskCache
 REASSOCIATE = {"reassoc", "contract", "nsz", "arcp"}
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+# What Python or C would call a helper by is not made: it would be a tenth of the time that kernels take to compile.
+_FOR_KERNELS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class _OnDisk(DiskCache):
@@ -210,4 +212,5 @@ def helper(fn: Callable[..., Any], *, reassociate: bool = False, inline: bool = 
 
     `inline`: loops that call it shall vectorize, which a call prevents; by itself LLVM leaves long functions alone.
     """
-    return numba.njit(fn, **_OPTIONS, forceinline=inline, **({"fastmath": REASSOCIATE} if reassociate else {}))
+    fastmath = {"fastmath": REASSOCIATE} if reassociate else {}
+    return numba.njit(fn, **_OPTIONS, **_FOR_KERNELS, **fastmath, forceinline=inline)

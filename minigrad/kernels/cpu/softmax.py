@@ -63,7 +63,8 @@ def _total(row: Array, lanes: Array) -> Any:
 def _powers(x: Array, out: Array, peaks: Array, totals: Array) -> None:
     """Of each row max x and Σ e^{x − max x}, whose terms go to `out`."""
     if x.shape[1] < _TILE:
-        peaks[:] = x[:, 0]
+        for i in range(peaks.size):  # not as `peaks[:] = …`: Numba takes two seconds to compile what that may raise
+            peaks[i] = x[i, 0]
         for j in range(1, x.shape[1]):
             for i in range(peaks.size):
                 peaks[i] = x[i, j] if x[i, j] > peaks[i] else peaks[i]
