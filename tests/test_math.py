@@ -196,6 +196,23 @@ def test_clip_is_numpys(dtype: Any, bounds: Any) -> None:
             np.testing.assert_array_equal(found, np.clip(some, *bounds))
 
 
+@pytest.mark.parametrize("number", [0.3, -1, 1e300, INF, -INF, NAN])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int64])
+def test_extrema_with_a_number_and_signs_are_numpys(dtype: Any, number: float) -> None:
+    x = np.random.default_rng(0).normal(0, 3, 5000).astype(dtype)
+    if x.dtype.kind == "f":
+        x[:5] = NAN, INF, -INF, -0.0, 0.3
+    wide = x.astype(f32) if dtype is np.int64 and isinstance(number, float) else x  # as torch has it
+    with np.errstate(all="ignore"):
+        for some, theirs in ((x, wide), (x[:10], wide[:10])):
+            given = mg.tensor(some)
+            for f, expected in ((mg.maximum, np.maximum(theirs, number)), (mg.minimum, np.minimum(theirs, number))):
+                for found in (f(given, number), f(number, given)):
+                    np.testing.assert_array_equal(found.numpy(), expected)
+            np.testing.assert_array_equal(mg.sign(given).numpy(), np.sign(some))
+            assert mg.sign(given).dtype == given.dtype
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_quotient_is_that_of_a_division(dtype: Any) -> None:
     """To the bit, but for 1 ulp where it is subnormal."""

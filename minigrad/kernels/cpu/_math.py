@@ -253,6 +253,11 @@ def clip(x: Any, low: float, high: float) -> Any:
     return type(x)(high) if x > type(x)(high) else x
 
 
+def sign(x: Any) -> Any:
+    """−1, 0, 1 or NaN."""
+    return type(x)(x > 0) - type(x)(x < 0) if x == x else x
+
+
 @functools.partial(helper, reassociate=True)
 def dot(x: Any, y: Any) -> float:
     """Σ x y in float64, in an order that the compiler chooses: the same in both variants of a kernel."""

@@ -57,11 +57,11 @@ def _arithmetic(ufunc: Any) -> Callable[..., Array]:
 
 
 add, sub, mul, div, _power = map(_arithmetic, (np.add, np.subtract, np.multiply, np.true_divide, np.power))
-neg, abs, sign, square, reciprocal = map(_ufunc, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
+neg, abs, _sign, square, reciprocal = map(_ufunc, (np.negative, np.abs, np.sign, np.square, np.reciprocal))
 exp, log, log1p, expm1, sqrt = map(_ufunc, (np.exp, np.log, np.log1p, np.expm1, np.sqrt))
 sin, cos, tanh = map(_ufunc, (np.sin, np.cos, np.tanh))
 _copysign = _ufunc(np.copysign)
-maximum, minimum = map(_ufunc, (np.maximum, np.minimum))
+_maximum, _minimum = map(_ufunc, (np.maximum, np.minimum))
 eq, ne, lt, le, gt, ge = map(
     _ufunc, (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
 )
@@ -150,16 +150,34 @@ def pow(x: Any, y: Any) -> Array:
     return _power(x, y)
 
 
-_clip = _lift(_math.clip, 1)
+_clip, _sign_of = _lift(_math.clip, 1), _lift(_math.sign, 1)
+
+
+def _is_lifted(x: Any) -> bool:
+    """Here NumPy takes floats one by one."""
+    return x.dtype.kind == "f" and (x.size >= _CHOSEN_FROM or heard.launches is not None)
 
 
 def clip(x: Any, low: Any, high: Any) -> Array:
-    has_order = x.dtype.kind == "f" and low == low and high == high
-    if has_order and (x.size >= _CHOSEN_FROM or heard.launches is not None):
+    if low == low and high == high and _is_lifted(x):
         return _clip(x, -math.inf if low is None else float(low), math.inf if high is None else float(high))
     if low is not None:
-        x = maximum(x, low)
-    return x if high is None else minimum(x, high)
+        x = _maximum(x, low)
+    return x if high is None else _minimum(x, high)
+
+
+def maximum(x: Any, y: Any) -> Array:
+    x, y = (y, x) if isinstance(x, int | float) else (x, y)
+    return clip(x, y, None) if isinstance(y, int | float) else _maximum(x, y)
+
+
+def minimum(x: Any, y: Any) -> Array:
+    x, y = (y, x) if isinstance(x, int | float) else (x, y)
+    return clip(x, None, y) if isinstance(y, int | float) else _minimum(x, y)
+
+
+def sign(x: Any) -> Array:
+    return _sign_of(x) if _is_lifted(x) else _sign(x)
 
 
 rsqrt = _lift(scalar.rsqrt, 1)

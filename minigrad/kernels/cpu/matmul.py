@@ -21,9 +21,10 @@ from minigrad.kernels.cpu.array import Array, cast
 
 Extents = tuple[int, ...]
 
-#: OpenBLAS takes one thread for products of matrices up to so many multiplications, and for those with a vector. From
-#: there on a second thread pays for matrices here, too.
+#: OpenBLAS takes one thread for products of matrices up to so many multiplications, and for those with a vector.
 _ALONE, _ALONE_WITH_VECTOR = 2**18, 9216
+#: From there on a second thread pays here. Below, what one core has made waits for the other as long as that saves.
+_TOGETHER = 2**20
 #: So many tiles one below the other share a panel, so many steps of it at a time: they stay in the first cache.
 _TILES, _STEPS = 16, 256
 #: Panels that are filled side by side.
@@ -183,7 +184,7 @@ def _product(x: Array, y: Array, bias: Array | None = None) -> Array:
     out = np.empty((*batch, m, n), x.dtype)
     x_turned, x = _in_lines(x)
     y_turned, y = _in_lines(y)
-    threads = num_threads() if out.size * k >= _ALONE else 1
+    threads = num_threads() if out.size * k > _TOGETHER else 1
     (_multiply if threads > 1 else _multiply.alone).only(
         out.reshape(-1, m, n), x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:]),
         _NO_BIAS[x.dtype] if bias is None else bias, x_of, y_of, x_turned, y_turned,
