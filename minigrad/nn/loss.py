@@ -9,6 +9,7 @@ from minigrad._tensor import Tensor
 from minigrad.nn.module import Module
 from minigrad.ops import _arguments as arguments
 from minigrad.ops.activation import relu, softplus
+from minigrad.ops.index import gather_checked
 from minigrad.ops.softmax import log_softmax
 from minigrad.ops.unary import abs, square
 
@@ -94,7 +95,7 @@ def cross_entropy(input: Tensor, target: Tensor, *, reduction: str = "mean", lab
         raise ValueError(f"cross_entropy: expected label_smoothing in [0, 1]; got {label_smoothing}")
     arguments.integers("cross_entropy", target, input.shape[dim])
     logs = log_softmax(input, dim)
-    losses = -logs.gather(dim, target.unsqueeze(dim)).squeeze(dim)
+    losses = -gather_checked(logs, dim, target.unsqueeze(dim)).squeeze(dim)
     if label_smoothing:
         losses = (1 - label_smoothing) * losses - label_smoothing * logs.mean(dim)
     return _reduced("cross_entropy", losses, reduction)

@@ -164,7 +164,12 @@ def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
     arguments.integers("gather", index, x.shape[at])
     if index.ndim != x.ndim or any(n > m for d, (n, m) in enumerate(zip(index.shape, x.shape, strict=True)) if d != at):
         raise ValueError(f"gather: an index of shape {index.shape} does not fit x of shape {x.shape} along dim {at}")
-    return _gather(x, index, dim=at)
+    return gather_checked(x, at, index)
+
+
+def gather_checked(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    """`gather`, of indices that have been looked at: to look at them again would be another wait for a GPU."""
+    return _gather(x, index, dim=dim)
 
 
 def embedding(index: Tensor, weight: Tensor) -> Tensor:

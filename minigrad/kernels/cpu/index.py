@@ -85,6 +85,7 @@ def _gather(out: Array, x: Array, index: Array) -> None:
 @jit(_PARALLEL_FROM)
 def _scatter_add(out: Array, g: Array, index: Array) -> None:
     for i in prange(len(index)):
+        out[i] = 0
         if index.shape[2] == 1:
             made, given, places = out[i].reshape(-1), g[i].reshape(-1), index[i].reshape(-1)
             for k in range(places.size):
@@ -99,15 +100,15 @@ def gather(x: Array, dim: int, index: Array) -> Array:
     """out[.., i, ..] = x[.., index[.., i, ..], ..] along `dim`; the other extents of index may be shorter than x's."""
     out = np.empty(index.shape, x.dtype)
     plain = np.uint16 if x.dtype == np.float16 else x.dtype
-    _gather(_cube(out.view(plain), dim), _cube(x[_corner(index.shape, dim)].view(plain), dim), _cube(index, dim))
+    _gather.only(_cube(out.view(plain), dim), _cube(x[_corner(index.shape, dim)].view(plain), dim), _cube(index, dim))
     return out
 
 
 def scatter_add(g: Array, dim: int, index: Array, shape: tuple[int, ...]) -> Array:
     """Zeros of `shape`, plus each entry of g at its index along `dim`: the adjoint of `gather`."""
     wide = np.float32 if g.dtype == np.float16 else g.dtype
-    out = np.zeros((*index.shape[:dim], shape[dim], *index.shape[dim + 1 :]), wide)
-    _scatter_add(_cube(out, dim), _cube(g, dim).astype(wide, copy=False), _cube(index, dim))
+    out = np.empty((*index.shape[:dim], shape[dim], *index.shape[dim + 1 :]), wide)
+    _scatter_add.only(_cube(out, dim), _cube(g, dim).astype(wide, copy=False), _cube(index, dim))
     return cast(out if out.shape == shape else setitem_zeros(out, shape, _corner(index.shape, dim)), g.dtype)
 
 
