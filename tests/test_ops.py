@@ -22,6 +22,7 @@ NOT_DIFFERENTIABLE = {
 }  # fmt: skip
 NOT_OPS = {
     "operands", "floating", "to_dtype", "unary", "ints_first", "raw_index", "to", "float", "double", "half", "long",
+    "gather_checked",
 }  # fmt: skip
 
 
