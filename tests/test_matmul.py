@@ -38,8 +38,9 @@ def check(x: Any, y: Any, bias: Any = None, roundings: float | None = None) -> N
 
 @pytest.fixture
 def every_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None is small enough for BLAS."""
+    """None is small enough for BLAS, or for one thread."""
     monkeypatch.setattr(kernel, "_ALONE", -1)
+    monkeypatch.setattr(kernel, "_TOGETHER", -1)
 
 
 extents = st.integers(1, 20) | st.integers(1, 140)

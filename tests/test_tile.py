@@ -151,7 +151,7 @@ def guarded(*shape):
     return array
 
 conv, matmul = (importlib.import_module(f"minigrad.kernels.cpu.{name}") for name in ("conv", "matmul"))
-matmul._ALONE = -1
+matmul._ALONE = matmul._TOGETHER = -1
 for m, k, n in ((1, 3, 1), (9, 70, 33), (150, 300, 49), (8, 256, 32)):
     for x in (guarded(m, k), guarded(k, m).T):
         for y in (guarded(k, n), guarded(n, k).T):

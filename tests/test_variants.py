@@ -108,7 +108,7 @@ def products(dtype: str) -> None:
     x, w, b = mg.randn(150, 67, dtype=dtype), mg.randn(91, 67, dtype=dtype), mg.randn(91, dtype=dtype)
     twice(mg.linear, x, w, b)
     twice(mg.matmul, mg.randn(150, 1100, dtype=dtype), mg.randn(1100, dtype=dtype))
-    twice(mg.matmul, mg.randn(2, 90, 70, dtype=dtype), mg.randn(70, 80, dtype=dtype).expand(2, 70, 80))
+    twice(mg.matmul, mg.randn(2, 120, 70, dtype=dtype), mg.randn(70, 80, dtype=dtype).expand(2, 70, 80))
     mg.matmul(mg.randn(70, 90, dtype=dtype).T, mg.randn(70, 530, dtype=dtype))  # laid out first
 
 
