@@ -238,15 +238,13 @@ class Node:
                 f"backward a second time through op {self.op.name!r}: what it had saved was freed by the first walk. "
                 f"Say retain_graph=True in the first call."
             )
+        known: list[Any] = [*self.saved, g, [], 0]
         for counter, then, place in self.versions:
             if counter[0] != then:
                 raise self._changed(counter[0], then, place)
-        known: list[Any] = [*self.saved, g, [], 0]
-        at = self.plan.out
-        if at is not None:
-            out = known[at] = Tensor(known[at], g.device)
-            counter = next(counter for counter, _, place in self.versions if place == at)
-            out.node, out._requires_grad, out.version = self, True, counter
+            if place == self.plan.out:
+                out = known[place] = Tensor(known[place], g.device)
+                out.node, out._requires_grad, out.version = self, True, counter
         found = []
         for i, rule, places in self.plan.rules:
             edge = self.edges[i]
@@ -272,9 +270,11 @@ class Node:
         if kernels(gradient.device).is_view(data):
             return False
         for kept in known:
-            for x in kept if isinstance(kept, tuple | list) else (kept,):
-                if isinstance(x, Tensor) and x.data is data:
+            if isinstance(kept, Tensor):
+                if kept.data is data:
                     return False
+            elif isinstance(kept, (tuple, list)) and any(isinstance(x, Tensor) and x.data is data for x in kept):
+                return False
         return True
 
     def _changed(self, now: int, then: int, place: int) -> RuntimeError:
