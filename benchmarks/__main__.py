@@ -103,7 +103,7 @@ def conduct(
         if arguments.json:  # a file of one's own has all that is known when the run is cut short
             report.write(path, report.document(results, rows, missing, quick=arguments.quick, **more))
     if starting:
-        first = next(case.name for case in everything if case.group == "training steps")
+        first = next(case.name for case in everything if case.group == cases.TRAINING)
         begun = [side.name for side in sides if side.name in processes.STARTS]
         following = track(begun, "starts", console=console, transient=True)
         rows = [processes.starts(name, first, arguments.quick) for name in following]

@@ -55,6 +55,8 @@ class Case:
 
 UNCOMPILED = {"torch.compile": "would compile for minutes, size by size"}
 ALL_KERNELS = {"minigrad, captured": "its time is minigrad's: on a CPU nearly all of it is the kernels'"}
+#: The group whose rows are worth a look each.
+TRAINING = "training steps"
 #: Groups whose rows differ in size alone: they are drawn as curves, with the peak of memory.
 SN_SCALING, STEP_SCALING = "SN node against size", "SNDCGAN D step against batch"
 #: The case whose bytes per second others are compared with.
@@ -173,22 +175,22 @@ def table(quick: bool = False, gpu: bool = False) -> list[Case]:
         *map(sn, matrices),
         *map(sn, filters),
         Case(
-            f"SN-MLP {'-'.join(map(str, widths))}, batch {n}", "training steps",
+            f"SN-MLP {'-'.join(map(str, widths))}, batch {n}", TRAINING,
             Training(
                 networks.mlp(*widths), squared,
                 lambda rng: (rng.standard_normal((n, widths[0]), "float32"), rng.standard_normal((n, 1), "float32")),
             ), SAME_TRAINING,
         ),
         Case(
-            f"SN-CNN on 8×8, batch {n}", "training steps",
+            f"SN-CNN on 8×8, batch {n}", TRAINING,
             Training(
                 networks.cnn(width // 2), classified,
                 lambda rng: (rng.standard_normal((n, 1, 8, 8), "float32"), rng.integers(10, size=n)),
             ), SAME_TRAINING,
         ),
-        Case(STEP, "training steps", discriminator_step(width, batch), SAME_GAN),
-        Case("SNDCGAN G step", "training steps", generator_step(width, batch), SAME_GAN),
-        Case(NODES, "training steps", Several(tuple(Derivative(networks.weight(*shape)) for shape in flat), 2)),
+        Case(STEP, TRAINING, discriminator_step(width, batch), SAME_GAN),
+        Case("SNDCGAN G step", TRAINING, generator_step(width, batch), SAME_GAN),
+        Case(NODES, TRAINING, Several(tuple(Derivative(networks.weight(*shape)) for shape in flat), 2)),
         *(convolution(*c, batch=batch, dtype=dtype) for dtype in ("float32", "float64") for c in convolutions),
         *(product(*shape) for shape in products),
         op("Conv2d, depthwise, k3", layer("Conv2d", width, width, 3, padding=1, groups=width), (n // 2, width, 28, 28)),

@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import COPY, NODES, STEP
+from benchmarks.cases import COPY, NODES, STEP, TRAINING
 from benchmarks.suite import Result, Side
 from benchmarks.timer import Spread, ratio
 
@@ -164,6 +164,36 @@ def show_starts(console: Console, starts: Sequence[dict[str, Any]]) -> None:
             console.print(f"{len(kernels)} kernels compiled in {seconds(sum(kernels.values()))}: {named}, …")
 
 
+# Markdown -------------------------------------------------------------------------------------------------------------
+
+
+def overview(found: dict[str, Any], peers: Sequence[str] = ("torch", "torch.compile", "JAX jit")) -> str:
+    """What `document` gives, as a table: each training step; of each other group the geometric mean and the range."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for case in found["cases"]:
+        if not case["size"] and case["name"] not in (COPY, NODES):
+            several = case["group"] != TRAINING
+            rows.setdefault(case["group"] if several else case["name"], []).append(case["ratios"])
+    lines = [["", *(f"× {peer}" for peer in peers)], ["---", *("---:" for _ in peers)]]
+    for name, cases in rows.items():
+        for own in dict.fromkeys(own for case in cases for own in case if case[own]):
+            medians = [[case[own][peer]["median"] for case in cases if peer in case.get(own, ())] for peer in peers]
+            called = name if len(cases) == 1 else f"{name} ({len(cases)} cases)"
+            lines.append([called + own.removeprefix("minigrad"), *map(_mean_and_range, medians)])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _mean_and_range(values: Sequence[float]) -> str:
+    """
+    >>> _mean_and_range([2.0, 20.0]), _mean_and_range([0.941]), _mean_and_range([])
+    ('**6.3** (2.0 to 20)', '**0.94**', '—')
+    """
+    if not values:
+        return "—"
+    least, middle, most = (f"{x:#.2g}".rstrip(".") for x in (min(values), mean(values), max(values)))
+    return f"**{middle}**" + (f" ({least} to {most})" if len(values) > 1 else "")
+
+
 # JSON -----------------------------------------------------------------------------------------------------------------
 
 
@@ -227,3 +257,7 @@ def write(path: Path, found: dict[str, Any]) -> None:
     """As a file that ends in a newline; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    print(overview(json.loads(Path(__file__).with_name("results").joinpath("cpu.json").read_text("utf-8"))), end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import json
 import math
@@ -14,7 +15,7 @@ import pytest
 from fresh import python
 
 import minigrad as mg
-from benchmarks import __main__ as command, apart, cases, cuda, processes, suite
+from benchmarks import __main__ as command, apart, cases, cuda, processes, report, suite, timer
 from benchmarks.eager import Minigrad
 from benchmarks.timer import Pace, Spread, interleave, ratio, wall_clock
 from benchmarks.work import LeftOut, Running
@@ -25,6 +26,17 @@ TABLE = cases.table(quick=True)
 NAMES = [f"{case.group}: {case.name}" for case in TABLE]
 WITH_TORCH = importlib.util.find_spec("torch") is not None
 NO_CUDA = pytest.mark.skipif(mg.cuda.is_available(), reason="needs a machine without CUDA")
+
+
+@pytest.mark.parametrize("module", [cases, report, timer], ids=lambda module: module.__name__)
+def test_examples_in_docstrings(module):
+    done = doctest.testmod(module)
+    assert done.attempted and not done.failed
+
+
+def test_the_readme_has_the_figures_of_the_last_run():
+    found = json.loads((command.RESULTS / "cpu.json").read_text("utf-8"))
+    assert report.overview(found) in (command.RESULTS.parents[1] / "README.md").read_text("utf-8")
 
 
 # The timer ------------------------------------------------------------------------------------------------------------
