@@ -273,7 +273,7 @@ def test_blocks_are_the_windows_that_they_stand_for(dtype, monkeypatch, run, dev
     """Ties, infinities and NaN included; 11 and 33 blocks to a line."""
     kernels = importlib.import_module(f"minigrad.kernels.{device}._blocks")
     rng, windows = np.random.default_rng(0), ((2, 2), (2, 2), (0, 0))
-    for height, width in ((2, 6), (4, 22), (16, 66)):
+    for height, width in ((2, 6), (4, 22), (4, 66)):
         x = rng.integers(-2, 3, (2, 3, height, width)).astype(dtype)
         x[rng.random(x.shape) < 0.1] = np.nan
         x[rng.random(x.shape) < 0.1] = -np.inf
