@@ -342,6 +342,15 @@ def test_changes_of_outputs_and_of_what_was_not_saved() -> None:
     assert x.grad.tolist() == [1.0, 1.0]
 
 
+def test_a_change_of_an_output_is_noticed_by_the_second_derivative_too() -> None:
+    x, w = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    y = mg.exp(x)
+    (g,) = mg.grad((y * w).sum(), x, create_graph=True)  # w y, so that the product's derivative in w is y
+    y.detach().zero_()
+    with pytest.raises(RuntimeError, match=r"op 'mul': its input '[xy]', of shape \(2,\), was changed in place"):
+        mg.grad(g.sum(), w)
+
+
 def test_an_optimizer_step_between_forward_and_backward_is_noticed() -> None:
     w = leaf(1.0, 2.0)
     w.grad = mg.ones_like(w)

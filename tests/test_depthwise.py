@@ -49,9 +49,8 @@ def test_any_layout_against_loops(dtype, case, batch, seed):
 
 @pytest.mark.parametrize(("dtype", "epsilon"), [(np.float32, 3e-7), (np.float64, 1e-15), (np.float16, 1e-3)])
 @pytest.mark.usefixtures("alone")
-def test_long_lines_keep_their_precision(dtype, epsilon, monkeypatch):
-    """More blocks than one; the error stays below epsilon of the sum of absolute values. (Threads change no bit.)"""
-    monkeypatch.setattr(_jit, "_threads", 1)
+def test_long_lines_keep_their_precision(dtype, epsilon):
+    """More blocks than one; the error stays below epsilon of the sum of absolute values."""
     x, w, b, g, layout = (
         a.astype(dtype) if isinstance(a, np.ndarray) else a
         for a in data((2 * _depthwise._NEAR + 37,), (5,), (1,), (2,), (1,), 3, 3, 3, batch=9)

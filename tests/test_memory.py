@@ -138,6 +138,23 @@ def test_gradients_do_not_alias_what_rules_and_hooks_hold() -> None:
     assert not np.shares_memory(*memory_of(z.grad, held[0]))
 
 
+def test_gradients_that_rules_share_do_not_alias() -> None:
+    @primitive()
+    def total(k: Any, x: Any, y: Any) -> Any:
+        return np.asarray(x + y)
+
+    def rule(g: mg.Tensor, shared: list[mg.Tensor]) -> mg.Tensor:
+        if not shared:
+            shared.append(g * 1)
+        return shared[0]
+
+    total.vjp(x=rule, y=rule)
+    x, y = leaf(1.0, 2.0), leaf(3.0, 4.0)
+    total(x, y).sum().backward()
+    assert x.grad.tolist() == y.grad.tolist() == [1.0, 1.0]
+    assert not np.shares_memory(*memory_of(x.grad, y.grad))
+
+
 # The C library's allocator -------------------------------------------------------------------------------------------
 
 FAULTS = """
