@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
+from numba.core.codegen import JITCodeLibrary
 
 import minigrad
 from minigrad.kernels import disk_cache
@@ -254,6 +256,38 @@ def test_size_chooses_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_jit, "_forked", True)
     kernel(np.zeros(10))
     assert ran == ["serial", "parallel", "serial", "serial"]
+
+
+def test_a_parallel_kernel_becomes_machine_code_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not its wrappers for threads and its loop too, as by Numba alone. The loop finds its constant, a text."""
+    made: list[str] = []
+    optimized: list[str] = []
+
+    def note(function: str, names: list[str]) -> None:
+        before = getattr(JITCodeLibrary, function)
+
+        def noted(self: Any) -> None:
+            names.append(self.name)
+            before(self)
+
+        monkeypatch.setattr(JITCodeLibrary, function, noted)
+
+    def loop(x: Any) -> None:
+        for i in numba.prange(x.size):
+            print("number", x[i])
+
+    note("_finalize_specific", made)
+    note("_optimize_final_module", optimized)
+    monkeypatch.setenv("MINIGRAD_CACHE_DIR", str(tmp_path))
+    numba.njit(parallel=True)(loop)(np.ones(1))
+    assert [len([name for name in names if name != "nrt"]) for names in (made, optimized)] == [4, 4]  # nrt: its memory
+    made.clear()
+    optimized.clear()
+    _jit.Kernel(loop, "test.loop", 1)(np.full(1, 2.0))
+    assert made == ["test.loop-parallel"] == optimized[1:]
+    assert "number 2.0" in capsys.readouterr().out
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
