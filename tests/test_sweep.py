@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -299,6 +300,7 @@ def local_cluster(workers):
 
     given = {"distributed.scheduler.allowed-failures": 0, "distributed.worker.daemon": True}
     with (
+        mock.patch.dict(os.environ),  # in which Dask leaves its own settings of the allocator and of threads
         dask.config.set(given),
         distributed.LocalCluster(
             n_workers=workers, threads_per_worker=2, host="127.0.0.1", dashboard_address=None, silence_logs=50
