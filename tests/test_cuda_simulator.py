@@ -24,7 +24,6 @@ QUICKEST = [  # of training, gradcheck and the examples, whose other tests take 
     "test_device_training.py::test_the_norm_of_a_convolution",
     *(f"test_device_gradcheck.py::test_conventions[{name}-(5, 4)]" for name in CONVENTIONS),
     "test_device_examples.py::test_an_example[exact_gradients]",
-    "test_device_examples.py::test_an_example[spectral_mlp_digits]",
 ]  # fmt: skip
 
 

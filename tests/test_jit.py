@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -89,7 +90,7 @@ def test_a_second_process_finds_the_kernels(warm: Path, package: Path) -> None:
 
 def test_a_first_run_says_what_it_waits_for(warm: Path, package: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    twice = RELU + "    mg.softplus(mg.ones(2))"
+    twice = RELU + "    mg.leaky_relu(mg.ones(2))"
     said = "minigrad: kernels are being compiled for this machine; "
     assert said_by(twice, tmp_path / "new", package) == [f"{said}the next run finds them in {tmp_path / 'new'}"]
     assert said_by(twice, tmp_path / "file" / "x", package) == [f"{said}{tmp_path / 'file' / 'x'} cannot be written"]
@@ -114,7 +115,7 @@ def test_a_damaged_file_is_compiled_again(package: Path, tmp_path: Path) -> None
     run(RELU, tmp_path, package)
     (path,) = tmp_path.glob("*")
     good = path.read_bytes()
-    run(RELU.replace("relu", "softplus"), tmp_path, package)
+    run(RELU.replace("relu", "leaky_relu"), tmp_path, package)
     (another,) = set(tmp_path.glob("*")) - {path}
     flipped = bytearray(good)
     flipped[len(good) // 2] ^= 1
@@ -175,7 +176,7 @@ def test_kernels_that_nobody_has_used_for_a_month_are_removed(package: Path, tmp
     assert run(RELU, tmp_path, package) == "[0.0, 2.0]"
     assert time.time() - used.stat().st_mtime < 24 * 60 * 60, "it was used now"
     aged(kept[0], 31)
-    assert run(RELU.replace("relu", "softplus"), tmp_path, package)  # compiles, and cleans up
+    assert run(RELU.replace("relu", "leaky_relu"), tmp_path, package)  # compiles, and cleans up
     left = set(tmp_path.iterdir())
     assert left >= {used, kept[1]} and not left & {kept[0], *gone}
 
@@ -288,6 +289,25 @@ def test_a_parallel_kernel_becomes_machine_code_once(
     _jit.Kernel(loop, "test.loop", 1)(np.full(1, 2.0))
     assert made == ["test.loop-parallel"] == optimized[1:]
     assert "number 2.0" in capsys.readouterr().out
+
+
+def test_no_garbage_is_looked_for_meanwhile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    looking: list[bool] = []
+    verify = JITCodeLibrary._verify_declare_only_symbols
+    noted = lambda self: looking.append(gc.isenabled()) or verify(self)  # noqa: E731
+    monkeypatch.setattr(JITCodeLibrary, "_verify_declare_only_symbols", noted)
+    monkeypatch.setenv("MINIGRAD_CACHE_DIR", str(tmp_path))
+    _jit.Kernel(lambda x: x.size, "test.size", None)(np.ones(1))
+    assert looking and not any(looking) and gc.isenabled()
+    with pytest.raises(numba.TypingError):
+        _jit.Kernel(lambda x: x.nothing, "test.nothing", None)(np.ones(1))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        _jit.Kernel(lambda x: x.ndim, "test.ndim", None)(np.ones(1))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

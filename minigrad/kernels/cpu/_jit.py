@@ -22,7 +22,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 
 from minigrad._interrupt import deferred
-from minigrad.kernels.cpu._once import once
+from minigrad.kernels.cpu._lean import lean
 from minigrad.kernels.disk_cache import DiskCache
 
 #: Freedom to reorder sums (so that they vectorize) that still lets NaN and infinity through: never 'nnan', 'ninf'.
@@ -147,7 +147,7 @@ class Kernel:
         compile = dispatcher._compile_for_args
 
         def whole(*args: Any, **kwargs: Any) -> Any:
-            with deferred(), once():  # Ctrl-C amid Numba's first compilation leaves a compiler in pieces
+            with deferred(), lean():  # Ctrl-C amid Numba's first compilation leaves a compiler in pieces
                 return compile(*args, **kwargs)
 
         dispatcher._compile_for_args = whole

@@ -1,14 +1,17 @@
-"""A parallel kernel, made machine code of once.
+"""Compiling without what is of no use to kernels.
 
-Numba makes four libraries of such a kernel, each of which takes in the one before: the body of its loop, two wrappers
-that hand it to threads, the kernel. It optimizes each as a whole and makes machine code of it, where only the last is
-ever run: three tenths of the time in which parallel kernels compile. Here the wrappers are passed on as they are, and
-the body as it was optimized: by the kernel's own round alone, formulas came out up to a sixth slower.
+Numba makes four libraries of a parallel kernel, each of which takes in the one before: the body of its loop, two
+wrappers that hand it to threads, the kernel. It optimizes each as a whole and makes machine code of it, where only the
+last is ever run: three tenths of the time in which parallel kernels compile. Here the wrappers are passed on as they
+are, and the body as it was optimized: by the kernel's own round alone, formulas came out up to a sixth slower.
+
+And Python looks for garbage in cycles, again and again, of which compiling makes little: a twelfth of the time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 
 from llvmlite.binding import parse_assembly
@@ -39,13 +42,16 @@ class _Library(JITCodeLibrary):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def once() -> Iterator[None]:
+def lean() -> Iterator[None]:
     """For what Numba compiles here and now; the functions of others stay as it makes them."""
-    with global_compiler_lock:
+    with global_compiler_lock:  # for which a fork waits, too: no child begins without collections
         codegen = cpu_target.target_context.codegen()
-        before = codegen._library_class
+        before, collecting = codegen._library_class, gc.isenabled()
         codegen._library_class = _Library
+        gc.disable()
         try:
             yield
         finally:
             codegen._library_class = before
+            if collecting:
+                gc.enable()
